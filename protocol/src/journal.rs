@@ -1,0 +1,301 @@
+//! The journal: the hinge of reliability. A training process has no network; it appends one JSON line per event,
+//! numbered from 1, to `journal.jsonl` in its attempt's folder. The agent ships the lines in order, and the
+//! server takes each line at most once. Without a server the same file is what a person reads.
+
+use crate::{Alpha, Phase, Protocol};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+use utoipa::{PartialSchema, ToSchema, openapi};
+
+/// One line of the journal.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct JournalLine {
+    /// 1, 2, 3, … without gaps within an attempt.
+    pub seq: u64,
+    /// When it happened, on the worker's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened in a training process.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// First line of an attempt.
+    Started {
+        /// What the attempt runs on.
+        environment: Environment,
+        /// The phase it begins in.
+        phase: Phase,
+        /// Steps that earlier attempts have done; their values beyond it are hidden from now on.
+        resumed_step: u64,
+    },
+    /// The encoder is loaded.
+    Backbone {
+        /// sha256 over the canonical tensors of θ0.
+        digest: String,
+        /// Number of values in θ0.
+        parameters: u64,
+        /// Number of values that training may change, added tensors included, projections not.
+        trainable: u64,
+    },
+    /// The attempt enters a phase.
+    Phase {
+        /// The phase that begins.
+        phase: Phase,
+    },
+    /// Values of metrics at a step; all finite.
+    Metrics {
+        /// Optimiser steps done.
+        step: u64,
+        /// Value by metric name.
+        values: BTreeMap<String, f64>,
+    },
+    /// How far the phase is.
+    Progress(RunProgress),
+    /// A state from which another attempt can go on. Its blob is uploaded before this line is shipped.
+    ResumeState {
+        /// Steps done.
+        step: u64,
+        /// The file.
+        blob: BlobRef,
+    },
+    /// The weights training ended with. Its blob is uploaded before this line is shipped.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// The file; its sha256 is the checkpoint's digest.
+        blob: BlobRef,
+        /// Digest of θ0.
+        backbone: String,
+        /// The method, by its word.
+        method: String,
+    },
+    /// A dataset of the evaluation has been read.
+    Dataset {
+        /// Name of the asset.
+        asset: String,
+        /// sha256 over its ordered (pixel sha256, label, split) list.
+        digest: String,
+        /// As figures show it.
+        title: String,
+        /// Licence of the images, SPDX where possible.
+        licence: String,
+        /// Where the images come from.
+        source: String,
+        /// Images that are scored.
+        queries: u32,
+        /// Images that are neighbours.
+        bank: u32,
+        /// Whether the two are the same images, each left out of its own neighbours.
+        leave_one_out: bool,
+        /// Class names in label order.
+        classes: Vec<String>,
+    },
+    /// One point of a curve. Its protocol comes with it, so that the line stands alone.
+    Point(Box<PointRecord>),
+}
+
+/// One point: accuracy of one α on one dataset under one protocol.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PointRecord {
+    /// Digest of θ0.
+    pub backbone: String,
+    /// Digest of the checkpoint; none at α = 0, which is the bare backbone and belongs to no run.
+    pub checkpoint: Option<String>,
+    /// Digest of the dataset.
+    pub dataset: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// α.
+    pub alpha: Alpha,
+    /// Images scored.
+    pub n: u32,
+    /// Images whose first class is right.
+    pub correct: u32,
+    /// Images whose label is among the first five classes.
+    pub correct_top5: u32,
+    /// Which images are right: what paired comparisons need.
+    pub hits: Hits,
+    /// What computed it.
+    pub stamp: NumericsStamp,
+}
+
+/// What computed a number. Equal stamps promise equal bits.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NumericsStamp {
+    /// `cpu`, or the GPU's model.
+    pub device: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Intra-op threads.
+    pub threads: u32,
+    /// Images per forward pass.
+    pub batch_size: u32,
+}
+
+/// One bit per query in dataset order, least significant bit first; lower-case hex on the wire.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Hits(pub Vec<u8>);
+
+impl Hits {
+    /// Packs one flag per query.
+    pub fn from_flags(flags: &[bool]) -> Hits {
+        let mut bytes = vec![0u8; flags.len().div_ceil(8)];
+        for (index, _) in flags.iter().enumerate().filter(|(_, hit)| **hit) {
+            bytes[index / 8] |= 1 << (index % 8);
+        }
+        Hits(bytes)
+    }
+
+    /// Whether query `index` was right; false beyond the end.
+    pub fn get(&self, index: usize) -> bool {
+        self.0.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
+    }
+
+    /// Number of right queries.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|byte| byte.count_ones()).sum()
+    }
+}
+
+impl Serialize for Hits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&hex)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if !text.is_ascii() || text.len() % 2 == 1 {
+            return Err(D::Error::custom("hits must be an even number of hex digits"));
+        }
+        let bytes = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
+        bytes.collect::<Result<_, _>>().map(Hits).map_err(D::Error::custom)
+    }
+}
+
+impl PartialSchema for Hits {
+    fn schema() -> openapi::RefOr<openapi::schema::Schema> {
+        openapi::ObjectBuilder::new()
+            .schema_type(openapi::schema::Type::String)
+            .description(Some("One bit per query in dataset order, least significant first, as hex"))
+            .into()
+    }
+}
+
+impl ToSchema for Hits {}
+
+/// A file named by its contents.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BlobRef {
+    /// sha256, 64 lower-case hex digits.
+    pub sha256: String,
+    /// Size, bytes.
+    pub bytes: u64,
+    /// File name inside the attempt's folder; where the agent finds it.
+    pub file: String,
+}
+
+/// How far a phase is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RunProgress {
+    /// The phase.
+    pub phase: Phase,
+    /// Units done: steps in training, forward passes of one image in evaluation.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+    /// Images per second lately.
+    pub images_per_second: f64,
+    /// What is being done, in words: "Fashion-MNIST, batch 2 of 7".
+    pub doing: String,
+}
+
+/// What an attempt runs on, so that every number can be traced.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Environment {
+    /// Version of `causeway-trainer`.
+    pub version: String,
+    /// Commit it was built from, or `unknown`.
+    pub commit: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Host name.
+    pub host: String,
+    /// `cpu`, or the GPU's model.
+    pub device: String,
+    /// Processor model.
+    pub cpu: String,
+    /// Intra-op threads.
+    pub threads: u32,
+}
+
+/// Where a log line came from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One line that the training process printed. Named by its place in the file, so that a line sent twice is one line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// The file.
+    pub stream: Stream,
+    /// Byte offset of the line's beginning.
+    pub offset: u64,
+    /// The line without its end.
+    pub text: String,
+}
+
+impl Stream {
+    /// The word used in SQL, JSON and pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_keep_their_order_over_the_wire() {
+        let flags = [true, false, false, true, false, false, false, false, false, true];
+        let hits = Hits::from_flags(&flags);
+        let text = serde_json::to_string(&hits).unwrap();
+        assert_eq!(text, "\"0902\"");
+        let back: Hits = serde_json::from_str(&text).unwrap();
+        assert!(flags.iter().enumerate().all(|(index, hit)| back.get(index) == *hit));
+        assert_eq!(back.count(), 3);
+        assert!(serde_json::from_str::<Hits>("\"0é\"").is_err());
+    }
+
+    #[test]
+    fn a_line_reads_back_as_it_was_written() {
+        let line = JournalLine {
+            seq: 7,
+            at: OffsetDateTime::UNIX_EPOCH,
+            event: Event::Metrics { step: 3, values: BTreeMap::from([("loss".to_owned(), 2.5)]) },
+        };
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(
+            text,
+            r#"{"seq":7,"at":"1970-01-01T00:00:00Z","event":"metrics","step":3,"values":{"loss":2.5}}"#
+        );
+        assert_eq!(serde_json::from_str::<JournalLine>(&text).unwrap(), line);
+    }
+}

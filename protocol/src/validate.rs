@@ -1,0 +1,296 @@
+//! The rules of a spec, all checked at once, each complaint naming the field and the rule it breaks. The server
+//! answers them as problem+json, the trainer prints them.
+
+use crate::{Kind, Method, Spec, WeightSource};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A field that breaks a rule.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Path of the field, for example `training.learning_rate`.
+    pub field: String,
+    /// What must hold.
+    pub rule: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` {}", self.field, self.rule)
+    }
+}
+
+/// Reads a spec from a JSON value (TOML is turned into one by its reader), fills in every default and checks every
+/// rule.
+///
+/// # Errors
+/// Every problem found; an unreadable document gives one.
+pub fn parse_spec(document: serde_json::Value) -> Result<Spec, Vec<Problem>> {
+    let mut spec: Spec = serde_path_to_error::deserialize(document).map_err(|error| {
+        let path = error.path().to_string();
+        vec![Problem {
+            field: if path == "." { "spec".to_owned() } else { path },
+            rule: error.inner().to_string(),
+        }]
+    })?;
+    if spec.name.is_empty() {
+        let what = spec.method.as_ref().map_or("evaluate", Method::as_str);
+        spec.name = format!("{what} seed {}", spec.seed);
+    }
+    let problems = spec.problems();
+    if problems.is_empty() { Ok(spec) } else { Err(problems) }
+}
+
+/// Longest name, tag or other short text, characters.
+const TEXT_MAX: usize = 200;
+/// Longest note, characters.
+const NOTE_MAX: usize = 10_000;
+/// Most tags on a run.
+const TAGS_MAX: usize = 50;
+/// Most datasets in one evaluation.
+const DATASETS_MAX: usize = 32;
+/// Most α in one sweep.
+const ALPHAS_MAX: usize = 101;
+
+impl Spec {
+    /// Every rule this spec breaks.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut list = Problems(Vec::new());
+        list.text("experiment", &self.experiment, 1);
+        list.text("name", &self.name, 1);
+        list.when(
+            self.note.chars().count() > NOTE_MAX,
+            "note",
+            format!("must have at most {NOTE_MAX} characters"),
+        );
+        list.when(self.tags.len() > TAGS_MAX, "tags", format!("must be at most {TAGS_MAX}"));
+        for (at, tag) in self.tags.iter().enumerate() {
+            list.text(&format!("tags[{at}]"), tag, 1);
+        }
+        list.within("max_attempts", f64::from(self.max_attempts), 1.0, 20.0);
+        list.within("priority", f64::from(self.priority), -1000.0, 1000.0);
+        list.when(
+            self.seed > i64::MAX as u64,
+            "seed",
+            format!("must be at most {}, the largest that JSON and SQL both keep", i64::MAX),
+        );
+        list.source("weights.theta0", &self.weights.theta0);
+        match self.kind {
+            Kind::Finetune => self.finetune_problems(&mut list),
+            Kind::Evaluate => self.evaluate_problems(&mut list),
+        }
+        self.evaluation_problems(&mut list);
+        list.0
+    }
+
+    fn finetune_problems(&self, list: &mut Problems) {
+        let must = "must be given for kind = \"finetune\"";
+        list.when(
+            self.weights.theta1.is_some(),
+            "weights.theta1",
+            "is what a finetune run makes; leave it out".into(),
+        );
+        list.when(self.method.is_none(), "method", must.into());
+        list.when(self.captions.is_none(), "captions", must.into());
+        list.when(self.objective.is_none(), "objective", must.into());
+        list.when(self.training.is_none(), "training", must.into());
+        if let Some(Method::Adapter { rank, .. }) = &self.method {
+            list.within("method.rank", f64::from(*rank), 1.0, 4096.0);
+        }
+        if let Some(captions) = &self.captions {
+            list.text("captions.asset", &captions.asset, 1);
+            list.text("captions.text_encoder", &captions.text_encoder, 1);
+        }
+        if let Some(objective) = &self.objective {
+            let loss = &objective.contrastive;
+            list.positive("objective.contrastive.weight", loss.weight);
+            list.within(
+                "objective.contrastive.projection_dim",
+                f64::from(loss.projection_dim),
+                1.0,
+                65_536.0,
+            );
+            list.within("objective.contrastive.temperature", loss.temperature, 0.01, 10.0);
+        }
+        if let Some(training) = &self.training {
+            list.within("training.steps", training.steps as f64, 1.0, 1e9);
+            list.within("training.batch_size", f64::from(training.batch_size), 2.0, 65_536.0);
+            list.positive("training.learning_rate", training.learning_rate);
+            list.positive("training.head_learning_rate", training.head_learning_rate);
+            list.within("training.weight_decay", training.weight_decay, 0.0, 1e3);
+            list.within("training.betas[0]", training.betas.0, 0.0, 0.999_999);
+            list.within("training.betas[1]", training.betas.1, 0.0, 0.999_999);
+            list.positive("training.clip_norm", training.clip_norm);
+            list.within("training.image_size", f64::from(training.image_size), 8.0, 2048.0);
+            list.within("training.resume_every", training.resume_every as f64, 1.0, 1e9);
+            list.when(
+                training.warmup_steps > training.steps,
+                "training.warmup_steps",
+                "must be at most training.steps".into(),
+            );
+        }
+    }
+
+    fn evaluate_problems(&self, list: &mut Problems) {
+        match &self.weights.theta1 {
+            Some(source) => list.source("weights.theta1", source),
+            None => list.when(true, "weights.theta1", "must be given for kind = \"evaluate\"".into()),
+        }
+        let given = [
+            ("method", self.method.is_some()),
+            ("captions", self.captions.is_some()),
+            ("objective", self.objective.is_some()),
+            ("training", self.training.is_some()),
+        ];
+        for (field, given) in given {
+            list.when(given, field, "has no meaning for kind = \"evaluate\"; leave it out".into());
+        }
+    }
+
+    fn evaluation_problems(&self, list: &mut Problems) {
+        let evaluation = &self.evaluation;
+        let datasets = &evaluation.datasets;
+        list.within("evaluation.datasets", datasets.len() as f64, 1.0, DATASETS_MAX as f64);
+        for (at, dataset) in datasets.iter().enumerate() {
+            list.text(&format!("evaluation.datasets[{at}].asset"), &dataset.asset, 1);
+            let again = datasets[..at].iter().any(|earlier| earlier.asset == dataset.asset);
+            list.when(again, &format!("evaluation.datasets[{at}].asset"), "is named twice".into());
+        }
+        list.within("evaluation.alphas", evaluation.alphas.len() as f64, 1.0, ALPHAS_MAX as f64);
+        let ascending = evaluation.alphas.windows(2).all(|pair| pair[0] < pair[1]);
+        list.when(!ascending, "evaluation.alphas", "must ascend without repeats".into());
+        list.within("evaluation.k", evaluation.k.len() as f64, 1.0, 16.0);
+        let ascending = evaluation.k.windows(2).all(|pair| pair[0] < pair[1]);
+        list.when(!ascending, "evaluation.k", "must ascend without repeats".into());
+        list.when(
+            evaluation.k.iter().any(|k| *k == 0 || *k > 10_000),
+            "evaluation.k",
+            "must be 1 to 10000".into(),
+        );
+        list.within("evaluation.temperature", evaluation.temperature, 0.01, 10.0);
+        list.within("evaluation.image_size", f64::from(evaluation.image_size), 8.0, 2048.0);
+        list.within("evaluation.batch_size", f64::from(evaluation.batch_size), 1.0, 65_536.0);
+    }
+}
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn when(&mut self, broken: bool, field: &str, rule: String) {
+        if broken {
+            self.0.push(Problem { field: field.to_owned(), rule });
+        }
+    }
+
+    fn text(&mut self, field: &str, text: &str, min: usize) {
+        let length = text.trim().chars().count();
+        let broken = length < min || length > TEXT_MAX || text.chars().any(char::is_control);
+        self.when(
+            broken,
+            field,
+            format!("must have {min} to {TEXT_MAX} characters and no control characters"),
+        );
+    }
+
+    fn within(&mut self, field: &str, value: f64, min: f64, max: f64) {
+        let broken = !(min..=max).contains(&value);
+        self.when(broken, field, format!("must be from {min} to {max}, is {value}"));
+    }
+
+    fn positive(&mut self, field: &str, value: f64) {
+        self.when(
+            !value.is_finite() || value <= 0.0,
+            field,
+            format!("must be a positive number, is {value}"),
+        );
+    }
+
+    fn source(&mut self, field: &str, source: &WeightSource) {
+        match source {
+            WeightSource::Asset(name) => self.text(&format!("{field}.asset"), name, 1),
+            WeightSource::Blob(sha256) => {
+                let hex =
+                    sha256.len() == 64 && sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+                self.when(
+                    !hex,
+                    &format!("{field}.blob"),
+                    "must be a sha256: 64 lower-case hex digits".into(),
+                );
+            }
+            WeightSource::File(_) => self.when(
+                true,
+                &format!("{field}.file"),
+                "is a path on the submitter's machine; `causeway submit` uploads it and sends `blob` instead"
+                    .into(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn minimal() -> serde_json::Value {
+        json!({
+            "experiment": "e", "kind": "finetune",
+            "weights": {"theta0": {"asset": "vit"}},
+            "method": {"kind": "adapter"},
+            "captions": {"asset": "pairs", "text_encoder": "minilm"},
+            "objective": {"contrastive": {}},
+            "training": {"steps": 10, "learning_rate": 1e-3},
+            "evaluation": {"datasets": [{"asset": "d", "role": "ood"}]}
+        })
+    }
+
+    fn fields(document: serde_json::Value) -> Vec<String> {
+        parse_spec(document).unwrap_err().into_iter().map(|problem| problem.field).collect()
+    }
+
+    #[test]
+    fn a_minimal_spec_gets_every_default() {
+        let spec = parse_spec(minimal()).unwrap();
+        assert_eq!(spec.name, "adapter seed 0");
+        assert_eq!(spec.max_attempts, 3);
+        assert_eq!(spec.evaluation.alphas.len(), 11);
+        assert_eq!(spec.evaluation.protocols()[3].id, "knn20-t0.07-direct224-cls-f32");
+        assert_eq!(spec.assets(), ["vit", "pairs", "minilm", "d"]);
+        let again = parse_spec(serde_json::to_value(&spec).unwrap()).unwrap();
+        assert_eq!(again, spec, "a spec with its defaults filled in is itself");
+    }
+
+    #[test]
+    fn unknown_and_mistyped_fields_are_named() {
+        let mut document = minimal();
+        document["training"]["learning_rat"] = json!(1);
+        assert_eq!(fields(document), ["training.learning_rat"]);
+        let mut document = minimal();
+        document["method"] = json!({"kind": "adapter", "rnk": 4});
+        let problems = parse_spec(document).unwrap_err();
+        assert!(problems[0].rule.contains("rnk"), "{problems:?}");
+        let mut document = minimal();
+        document["training"]["steps"] = json!("many");
+        assert_eq!(fields(document), ["training.steps"]);
+    }
+
+    #[test]
+    fn every_broken_rule_is_reported_at_once() {
+        let mut document = minimal();
+        document["training"]["learning_rate"] = json!(-1.0);
+        document["evaluation"]["k"] = json!([5, 1]);
+        document["evaluation"]["alphas"] = json!([0.5, 0.1]);
+        document["weights"]["theta0"] = json!({"blob": "xyz"});
+        assert_eq!(
+            fields(document),
+            ["weights.theta0.blob", "training.learning_rate", "evaluation.alphas", "evaluation.k"]
+        );
+    }
+
+    #[test]
+    fn an_evaluation_needs_both_ends_and_no_training() {
+        let mut document = minimal();
+        document["kind"] = json!("evaluate");
+        assert_eq!(fields(document), ["weights.theta1", "method", "captions", "objective", "training"]);
+    }
+}

@@ -1,0 +1,3 @@
+//! The binary `causeway-trainer`.
+
+fn main() {}

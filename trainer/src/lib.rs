@@ -1,2 +1,4 @@
 //! Causeway's trainer. `work` is the agent: it leases runs, starts a process for each attempt and ships its
 //! journal. `attempt`, `train` and `evaluate` are that process: fine-tune, keep the checkpoint, sweep α.
+
+pub mod random;

@@ -2,4 +2,11 @@
 //! journal. `attempt`, `train` and `evaluate` are that process: fine-tune, keep the checkpoint, sweep α.
 
 pub mod journal;
+pub mod methods;
+pub mod models;
+pub mod objectives;
+pub mod optim;
+pub mod order;
 pub mod random;
+pub mod train;
+pub mod weights;

@@ -1,0 +1,85 @@
+//! Methods: what is made trainable. A method adds tensors to a backbone and acts at two kinds of place in a block; it
+//! never forks the model. Whatever it adds starts as the exact identity, or has the exact identity as its θ0.
+
+pub mod adapter;
+pub mod film;
+pub mod full;
+
+use crate::models::vit::VitConfig;
+use crate::weights::{Backbone, Tensors};
+use causeway_protocol::Method;
+use tch::Tensor;
+
+/// One of the two LayerNorms of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Norm {
+    /// Before the attention.
+    First,
+    /// Before the MLP.
+    Second,
+}
+
+/// The tensors a method adds.
+#[derive(Debug, Default)]
+pub struct Added {
+    /// What training starts from.
+    pub start: Tensors,
+    /// Where the line begins, α = 0: the exact identity. Equal to `start` unless that is only near the identity.
+    pub theta0: Tensors,
+}
+
+/// The tensors that `method` adds to a backbone, with their values under `seed`.
+pub fn added(method: &Method, config: &VitConfig, seed: u64) -> Added {
+    match method {
+        Method::Full {} => Added::default(),
+        Method::Adapter { rank, init, learned_scale } => {
+            adapter::added(config, i64::from(*rank), *init, *learned_scale, seed)
+        }
+        Method::Film {} => film::added(config),
+    }
+}
+
+/// Whether training may change the tensor of that name.
+pub fn trains(method: &Method, name: &str) -> bool {
+    match method {
+        Method::Full {} => full::trains(name),
+        Method::Adapter { .. } => adapter::trains(name),
+        Method::Film {} => film::trains(name),
+    }
+}
+
+/// Number of values that training may change, added ones included.
+pub fn trainable_values(method: &Method, backbone: &Backbone) -> u64 {
+    // The number does not depend on the seed.
+    let added = added(method, &backbone.config, 0).start;
+    let all = backbone.tensors.iter().chain(added.iter());
+    all.filter(|(name, _)| trains(method, name)).map(|(_, tensor)| tensor.numel() as u64).sum()
+}
+
+/// Weight and bias of a block's LayerNorm under the method.
+///
+/// # Shapes
+/// [dim], [dim]
+pub fn norm_affine(method: &Method, tensors: &Tensors, block: i64, norm: Norm) -> (Tensor, Tensor) {
+    let place = match norm {
+        Norm::First => "norm1",
+        Norm::Second => "norm2",
+    };
+    let weight = &tensors[&format!("blocks.{block}.{place}.weight")];
+    let bias = &tensors[&format!("blocks.{block}.{place}.bias")];
+    match method {
+        Method::Film {} => film::fold(tensors, block, norm, weight, bias),
+        Method::Full {} | Method::Adapter { .. } => (weight.shallow_clone(), bias.shallow_clone()),
+    }
+}
+
+/// What leaves a block under the method.
+///
+/// # Shapes
+/// [batch, tokens, dim] → the same
+pub fn after_block(method: &Method, tensors: &Tensors, block: i64, x: Tensor) -> Tensor {
+    match method {
+        Method::Adapter { learned_scale, .. } => adapter::forward(tensors, block, *learned_scale, x),
+        Method::Full {} | Method::Film {} => x,
+    }
+}

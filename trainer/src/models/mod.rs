@@ -1,0 +1,5 @@
+//! Models, one a file, written as functions of their named tensors: training, interpolation and evaluation hand
+//! them whatever weights they hold.
+
+pub mod bert;
+pub mod vit;

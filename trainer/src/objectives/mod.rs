@@ -1,0 +1,3 @@
+//! Objectives: the losses that language supervises the encoder with, one a file.
+
+pub mod contrastive;

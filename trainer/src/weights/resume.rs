@@ -1,0 +1,71 @@
+//! The resume state: what a stopped attempt needs to go on bit for bit. The trained tensors, their AdamW moments, the
+//! projections and the temperature, and the step. No generator state: every step draws from streams of its own.
+
+use super::checkpoint::Recipe;
+use super::{Tensors, safetensors};
+use anyhow::{Context, Result, ensure};
+use causeway_protocol::BlobRef;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Names the format of a file in its metadata.
+const FORMAT: &str = "causeway resume state 1";
+/// States kept in a folder: the newest, and the one before in case the newest never reached the server.
+const KEPT: usize = 2;
+
+/// Writes the state after `step` steps into `folder` and removes all but the last two there.
+///
+/// # Errors
+/// A failure of the file system.
+pub fn write(folder: &Path, backbone: &str, recipe: &Recipe, step: u64, state: &Tensors) -> Result<BlobRef> {
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("backbone".to_owned(), backbone.to_owned()),
+        ("recipe".to_owned(), serde_json::to_string(recipe)?),
+        ("step".to_owned(), step.to_string()),
+    ]);
+    // Ten digits, so that the order of names is the order of steps.
+    let path = folder.join(format!("resume-{step:010}.safetensors"));
+    let blob = safetensors::write(&path, state, &metadata)?;
+    let states = states_in(folder)?;
+    for old in &states[..states.len().saturating_sub(KEPT)] {
+        fs::remove_file(old).with_context(|| format!("removing {}", old.display()))?;
+    }
+    Ok(blob)
+}
+
+/// The states in a folder, oldest first.
+fn states_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut states = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("resume-") && name.ends_with(".safetensors") {
+            states.push(entry.path());
+        }
+    }
+    states.sort();
+    Ok(states)
+}
+
+/// Reads a state and the number of steps it was written after.
+///
+/// # Errors
+/// A damaged file, or a state of another backbone or recipe.
+pub fn read(path: &Path, backbone: &str, recipe: &Recipe) -> Result<(u64, Tensors)> {
+    let file = safetensors::read(path)?;
+    let read = || -> Result<u64> {
+        let field = |name: &str| file.metadata.get(name).with_context(|| format!("its metadata lack {name}"));
+        let format = field("format")?;
+        ensure!(format == FORMAT, "its format is {format:?}, this trainer reads {FORMAT:?}");
+        let made_from = field("backbone")?;
+        ensure!(made_from == backbone, "it was made from backbone {made_from}, given {backbone}");
+        let of: Recipe = serde_json::from_str(field("recipe")?).context("its recipe")?;
+        ensure!(of == *recipe, "it belongs to another spec: {of:?} instead of {recipe:?}");
+        field("step")?.parse().context("its step")
+    };
+    let step = read().with_context(|| format!("resuming from {}", path.display()))?;
+    Ok((step, file.tensors))
+}

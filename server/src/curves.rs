@@ -1,0 +1,475 @@
+//! Reading results: curves of accuracy against α, and the checkpoints and datasets they belong to.
+
+use crate::{
+    App, Error, Result, blobs,
+    error::found,
+    page::{self, Page},
+};
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    response::Response,
+};
+use causeway_protocol::{Alpha, Hits};
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+/// Most checkpoints side by side.
+const COMPARE_MAX: usize = 5;
+
+/// Accuracy against α of one run on one dataset under one protocol.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Curve {
+    /// The run.
+    pub run_id: Uuid,
+    /// Its name.
+    pub run: String,
+    /// Its method's word.
+    pub method: String,
+    /// Equal for runs that differ in nothing but the seed.
+    pub variant: String,
+    /// Its seed.
+    pub seed: i64,
+    /// Digest of θ0.
+    pub backbone: String,
+    /// Digest of θ1.
+    pub checkpoint: Option<String>,
+    /// The dataset.
+    pub dataset: CurveDataset,
+    /// Id of the protocol.
+    pub protocol: String,
+    /// The points by ascending α; α = 0 is the bare backbone and is shared by all runs.
+    pub points: Vec<Point>,
+}
+
+/// The dataset of a curve.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct CurveDataset {
+    /// Digest.
+    pub digest: String,
+    /// Name of the asset.
+    pub name: String,
+    /// As figures show it.
+    pub title: String,
+    /// `id`, `target` or `ood` in this run's evaluation.
+    pub role: String,
+    /// Place in the run's spec, from 1.
+    pub ordinal: i32,
+    /// Number of classes.
+    pub classes: usize,
+}
+
+/// One point.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Point {
+    /// α.
+    pub alpha: Alpha,
+    /// Share of images whose first class is right.
+    pub top1: f64,
+    /// Share of images whose label is among the first five classes.
+    pub top5: f64,
+    /// Images scored.
+    pub n: i32,
+    /// Images whose first class is right.
+    pub correct: i32,
+    /// Which ones, for paired comparisons.
+    pub hits: Hits,
+    /// What computed it (`NumericsStamp`).
+    pub stamp: serde_json::Value,
+}
+
+/// Which curves to read.
+#[derive(Clone, Debug, Default)]
+pub struct CurveFilter {
+    /// Of this experiment's runs.
+    pub experiment: Option<Uuid>,
+    /// Of this run.
+    pub run: Option<Uuid>,
+    /// Of these checkpoints.
+    pub checkpoints: Option<Vec<String>>,
+    /// Under this protocol only.
+    pub protocol: Option<String>,
+}
+
+/// Reads curves: by role and place of the dataset, then method, seed and run, then protocol.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
+    let rows = sqlx::query!(
+        r#"select r.id as run_id, r.name as run, r.method, r.variant, r.seed, r.backbone as "backbone!", r.checkpoint,
+                  d.digest, d.name, d.title, rd.role, rd.ordinal, jsonb_array_length(d.classes) as "classes!",
+                  c.protocol, (p.alpha * 10000)::int8 as "alpha!", p.n, p.correct, p.correct_top5, p.hits, p.stamp
+           from run r join run_dataset rd on rd.run_id = r.id join dataset d on d.digest = rd.dataset
+           join curve c on c.backbone = r.backbone and c.dataset = d.digest
+                       and c.checkpoint in ('', coalesce(r.checkpoint, ''))
+           join point p on p.curve_id = c.id
+           where ($1::uuid is null or r.experiment_id = $1) and ($2::uuid is null or r.id = $2)
+             and ($3::text[] is null or r.checkpoint = any($3)) and ($4::text is null or c.protocol = $4)
+             -- A run has only the points its spec asks for, also where others share its checkpoint or backbone.
+             and r.spec -> 'evaluation' -> 'alphas' @> to_jsonb(p.alpha)
+             and (c.protocol like 'knn%')
+           order by case rd.role when 'id' then 0 when 'target' then 1 else 2 end, rd.ordinal, d.digest,
+                    r.method, r.seed, r.id, length(c.protocol), c.protocol, p.alpha"#,
+        filter.experiment,
+        filter.run,
+        filter.checkpoints.as_deref(),
+        filter.protocol,
+    )
+    .fetch_all(pool)
+    .await?;
+    let protocols = asked_protocols(pool, filter).await?;
+    let mut list: Vec<Curve> = Vec::new();
+    for row in rows {
+        if !protocols.get(&row.run_id).is_some_and(|ids| ids.contains(&row.protocol)) {
+            continue;
+        }
+        let continues = list.last().is_some_and(|curve| {
+            curve.run_id == row.run_id && curve.dataset.digest == row.digest && curve.protocol == row.protocol
+        });
+        if !continues {
+            list.push(Curve {
+                run_id: row.run_id,
+                run: row.run,
+                method: row.method,
+                variant: row.variant,
+                seed: row.seed,
+                backbone: row.backbone,
+                checkpoint: row.checkpoint,
+                dataset: CurveDataset {
+                    digest: row.digest,
+                    name: row.name,
+                    title: row.title,
+                    role: row.role,
+                    ordinal: row.ordinal,
+                    classes: usize::try_from(row.classes).unwrap_or(0),
+                },
+                protocol: row.protocol,
+                points: Vec::new(),
+            });
+        }
+        if let (Some(curve), Some(alpha)) = (list.last_mut(), Alpha::from_ten_thousandths(row.alpha)) {
+            let share = |count: i32| f64::from(count) / f64::from(row.n.max(1));
+            curve.points.push(Point {
+                alpha,
+                top1: share(row.correct),
+                top5: share(row.correct_top5),
+                n: row.n,
+                correct: row.correct,
+                hits: Hits(row.hits),
+                stamp: row.stamp,
+            });
+        }
+    }
+    Ok(list)
+}
+
+/// The protocols each run's spec asks for.
+async fn asked_protocols(pool: &PgPool, filter: &CurveFilter) -> Result<BTreeMap<Uuid, Vec<String>>> {
+    let rows = sqlx::query!(
+        r#"select id, spec as "spec: sqlx::types::Json<causeway_protocol::Spec>" from run
+           where ($1::uuid is null or experiment_id = $1) and ($2::uuid is null or id = $2)
+             and ($3::text[] is null or checkpoint = any($3))"#,
+        filter.experiment,
+        filter.run,
+        filter.checkpoints.as_deref()
+    )
+    .fetch_all(pool)
+    .await?;
+    let ids = rows.into_iter().map(|row| {
+        let protocols = row.spec.evaluation.protocols().into_iter().map(|protocol| protocol.id);
+        (row.id, protocols.collect())
+    });
+    Ok(ids.collect())
+}
+
+/// Answer with curves.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Curves {
+    /// The curves.
+    pub curves: Vec<Curve>,
+}
+
+/// Which protocol to read.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct CurvesQuery {
+    /// Only this protocol's.
+    pub protocol: Option<String>,
+}
+
+/// The curves of an experiment's runs.
+#[utoipa::path(get, path = "/api/v1/experiments/{id}/curves", operation_id = "get_experiment_curves", tag = "results",
+    params(("id" = Uuid, Path), CurvesQuery), responses((status = 200, body = Curves), (status = 404)))]
+pub async fn get_experiment_curves(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    Query(query): Query<CurvesQuery>,
+) -> Result<Json<Curves>> {
+    crate::experiments::get_experiment(&app.pool, id).await?;
+    let filter = CurveFilter { experiment: Some(id), protocol: query.protocol, ..CurveFilter::default() };
+    Ok(Json(Curves { curves: curves(&app.pool, &filter).await? }))
+}
+
+/// The curves of a run.
+#[utoipa::path(get, path = "/api/v1/runs/{id}/curves", operation_id = "get_run_curves", tag = "results",
+    params(("id" = Uuid, Path), CurvesQuery), responses((status = 200, body = Curves), (status = 404)))]
+pub async fn get_run_curves(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    Query(query): Query<CurvesQuery>,
+) -> Result<Json<Curves>> {
+    crate::runs::get_run(&app.pool, id).await?;
+    let filter = CurveFilter { run: Some(id), protocol: query.protocol, ..CurveFilter::default() };
+    Ok(Json(Curves { curves: curves(&app.pool, &filter).await? }))
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Checkpoint {
+    /// Digest: the sha256 of its file.
+    pub digest: String,
+    /// Digest of the θ0 it was made from.
+    pub backbone: String,
+    /// The method's word.
+    pub method: String,
+    /// Size of its file, bytes; null if the server does not hold it.
+    pub bytes: Option<i64>,
+    /// The run that made it, or the first that evaluated it.
+    pub run_id: Option<Uuid>,
+    /// When it was first seen.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// Which checkpoints to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointFilter {
+    /// At most so many, 1 to 500; 100 by default.
+    pub limit: Option<i64>,
+    /// The `next` of the page before.
+    pub cursor: Option<String>,
+}
+
+/// List checkpoints by digest.
+#[utoipa::path(get, path = "/api/v1/checkpoints", operation_id = "list_checkpoints", tag = "results",
+    params(CheckpointFilter), responses((status = 200, body = Page<Checkpoint>)))]
+pub async fn list_checkpoints(
+    State(app): State<App>,
+    Query(filter): Query<CheckpointFilter>,
+) -> Result<Json<Page<Checkpoint>>> {
+    let limit = page::limit(filter.limit)?;
+    let rows = sqlx::query_as!(
+        Checkpoint,
+        r#"select c.digest, c.backbone, c.method, b.bytes as "bytes?",
+                  (select r.id from run r where r.checkpoint = c.digest order by r.id limit 1) as run_id, c.created_at
+           from checkpoint c left join blob b on b.sha256 = c.digest
+           where $1::text is null or c.digest > $1 order by c.digest limit $2"#,
+        filter.cursor,
+        limit + 1
+    )
+    .fetch_all(&app.pool)
+    .await?;
+    Ok(Json(Page::new(rows, limit, |checkpoint| checkpoint.digest.clone())))
+}
+
+/// One checkpoint, by its digest or a unique beginning of it.
+#[utoipa::path(get, path = "/api/v1/checkpoints/{digest}", operation_id = "get_checkpoint", tag = "results",
+    params(("digest" = String, Path)), responses((status = 200, body = Checkpoint), (status = 404)))]
+pub async fn get_checkpoint_handler(
+    State(app): State<App>,
+    Path(digest): Path<String>,
+) -> Result<Json<Checkpoint>> {
+    get_checkpoint(&app.pool, &digest).await.map(Json)
+}
+
+/// Reads a checkpoint by its digest or a unique beginning of it.
+///
+/// # Errors
+/// 404 if there is none, 400 if the beginning is not unique or too short.
+pub async fn get_checkpoint(pool: &PgPool, digest: &str) -> Result<Checkpoint> {
+    let hex = digest.len() >= 6 && digest.len() <= 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    if !hex {
+        return Err(Error::BadRequest(format!("`{digest}` is no digest: give 6 to 64 of its hex digits")));
+    }
+    let mut rows = sqlx::query_as!(
+        Checkpoint,
+        r#"select c.digest, c.backbone, c.method, b.bytes as "bytes?",
+                  (select r.id from run r where r.checkpoint = c.digest order by r.id limit 1) as run_id, c.created_at
+           from checkpoint c left join blob b on b.sha256 = c.digest
+           where c.digest like $1 || '%' limit 2"#,
+        digest.to_ascii_lowercase()
+    )
+    .fetch_all(pool)
+    .await?;
+    if rows.len() > 1 {
+        return Err(Error::BadRequest(format!(
+            "several checkpoints begin with `{digest}`: give more digits"
+        )));
+    }
+    found(rows.pop(), || format!("no checkpoint {digest}"))
+}
+
+/// Download a checkpoint: a safetensors file.
+#[utoipa::path(get, path = "/api/v1/checkpoints/{digest}/file", operation_id = "download_checkpoint", tag = "results",
+    params(("digest" = String, Path)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404)))]
+pub async fn download_checkpoint(State(app): State<App>, Path(digest): Path<String>) -> Result<Response> {
+    let checkpoint = get_checkpoint(&app.pool, &digest).await?;
+    let mut response = blobs::get_blob(State(app), Path(checkpoint.digest.clone())).await?;
+    let name =
+        format!("attachment; filename=\"{}-{}.safetensors\"", checkpoint.method, &checkpoint.digest[..12]);
+    if let Ok(value) = name.parse() {
+        response.headers_mut().insert(axum::http::header::CONTENT_DISPOSITION, value);
+    }
+    Ok(response)
+}
+
+/// Which checkpoints to put side by side.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct CompareQuery {
+    /// Comma-separated digests, or unique beginnings of them; at most five, the first is the baseline.
+    pub checkpoints: String,
+    /// Only this protocol's curves.
+    pub protocol: Option<String>,
+}
+
+/// Checkpoints side by side.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Comparison {
+    /// The checkpoints in the order asked for.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Their curves.
+    pub curves: Vec<Curve>,
+    /// Paths in the specs whose values are not all equal, with the value of each checkpoint's run.
+    pub differing: BTreeMap<String, Vec<Option<serde_json::Value>>>,
+}
+
+/// Compare checkpoints: their curves, and what differs in the specs that made them.
+#[utoipa::path(get, path = "/api/v1/compare", operation_id = "compare_checkpoints", tag = "results",
+    params(CompareQuery), responses((status = 200, body = Comparison), (status = 404)))]
+pub async fn compare_handler(
+    State(app): State<App>,
+    Query(query): Query<CompareQuery>,
+) -> Result<Json<Comparison>> {
+    let digests: Vec<&str> =
+        query.checkpoints.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
+    compare(&app.pool, &digests, query.protocol).await.map(Json)
+}
+
+/// Puts checkpoints side by side.
+///
+/// # Errors
+/// 400 for none or more than five, 404 for an unknown one.
+pub async fn compare(pool: &PgPool, digests: &[&str], protocol: Option<String>) -> Result<Comparison> {
+    if digests.is_empty() || digests.len() > COMPARE_MAX {
+        return Err(Error::BadRequest(format!("name 1 to {COMPARE_MAX} checkpoints")));
+    }
+    let mut checkpoints = Vec::new();
+    let mut specs = Vec::new();
+    for digest in digests {
+        let checkpoint = get_checkpoint(pool, digest).await?;
+        let spec = sqlx::query_scalar!(
+            "select spec from run where checkpoint = $1 order by id limit 1",
+            checkpoint.digest
+        )
+        .fetch_optional(pool)
+        .await?;
+        specs.push(spec.unwrap_or_default());
+        checkpoints.push(checkpoint);
+    }
+    let filter = CurveFilter {
+        checkpoints: Some(checkpoints.iter().map(|checkpoint| checkpoint.digest.clone()).collect()),
+        protocol,
+        ..CurveFilter::default()
+    };
+    Ok(Comparison { curves: curves(pool, &filter).await?, differing: differing(&specs), checkpoints })
+}
+
+/// The leaves in which documents differ, by path; lists are leaves.
+pub fn differing(documents: &[serde_json::Value]) -> BTreeMap<String, Vec<Option<serde_json::Value>>> {
+    let mut leaves: BTreeMap<String, Vec<Option<serde_json::Value>>> = BTreeMap::new();
+    for (index, document) in documents.iter().enumerate() {
+        flatten(document, String::new(), &mut |path, value| {
+            leaves.entry(path).or_insert_with(|| vec![None; documents.len()])[index] = Some(value.clone());
+        });
+    }
+    leaves.retain(|_, values| values.windows(2).any(|pair| pair[0] != pair[1]));
+    leaves
+}
+
+/// Visits the leaves of a document, each with its dotted path.
+pub fn flatten(
+    document: &serde_json::Value,
+    path: String,
+    visit: &mut impl FnMut(String, &serde_json::Value),
+) {
+    match document {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(value, path, visit);
+            }
+        }
+        leaf => visit(path, leaf),
+    }
+}
+
+/// A dataset that an evaluation has read.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Dataset {
+    /// Digest over its ordered (pixel sha256, label, split) list.
+    pub digest: String,
+    /// Name of the asset.
+    pub name: String,
+    /// As figures show it.
+    pub title: String,
+    /// Licence of the images.
+    pub licence: String,
+    /// Where the images come from.
+    pub source: String,
+    /// Images that are scored.
+    pub queries: i32,
+    /// Images that are neighbours.
+    pub bank: i32,
+    /// Whether the two are the same images.
+    pub leave_one_out: bool,
+    /// Class names in label order.
+    #[schema(value_type = Vec<String>)]
+    pub classes: serde_json::Value,
+}
+
+/// List the datasets that evaluations have read.
+#[utoipa::path(get, path = "/api/v1/datasets", operation_id = "list_datasets", tag = "results",
+    responses((status = 200, body = Vec<Dataset>)))]
+pub async fn list_datasets(State(app): State<App>) -> Result<Json<Vec<Dataset>>> {
+    let rows = sqlx::query_as!(
+        Dataset,
+        "select digest, name, title, licence, source, queries, bank, leave_one_out, classes from dataset
+         order by name, created_at limit 1000"
+    )
+    .fetch_all(&app.pool)
+    .await?;
+    Ok(Json(rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_the_leaves_that_differ_are_kept() {
+        let a = json!({"method": {"kind": "adapter", "rank": 8}, "seed": 0, "evaluation": {"k": [1, 5]}});
+        let b = json!({"method": {"kind": "film"}, "seed": 0, "evaluation": {"k": [1, 5]}});
+        let found = differing(&[a, b]);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["method.kind", "method.rank"]);
+        assert_eq!(found["method.rank"], [Some(json!(8)), None]);
+    }
+}

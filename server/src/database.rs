@@ -1,0 +1,48 @@
+//! The pool and the migrations.
+
+use anyhow::{Context, Result};
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use std::{str::FromStr, time::Duration};
+
+/// Connections the server keeps at most.
+const CONNECTIONS_MAX: u32 = 24;
+/// How long a request waits for a connection before it is answered 503.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Oldest Postgres the SQL is written for.
+const VERSION_MIN: i32 = 140_000;
+
+/// Migrations are append-only, checked in, and run at start under an advisory lock, so that several servers may
+/// start at once.
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// Connects, checks the version and brings the schema up to date.
+///
+/// # Errors
+/// An unreachable or too old Postgres, or a schema that is newer than this server.
+pub async fn connect(url: &str) -> Result<PgPool> {
+    let options = PgConnectOptions::from_str(url)
+        .context("DATABASE_URL")?
+        .application_name("causeway")
+        // A statement that runs this long is a bug, and holds locks.
+        .options([("statement_timeout", "60s"), ("idle_in_transaction_session_timeout", "60s")]);
+    let pool = PgPoolOptions::new()
+        .max_connections(CONNECTIONS_MAX)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options)
+        .await
+        .context("connecting to Postgres")?;
+    let version: i32 =
+        sqlx::query_scalar!(r#"select current_setting('server_version_num')::int as "version!""#)
+            .fetch_one(&pool)
+            .await?;
+    anyhow::ensure!(
+        version >= VERSION_MIN,
+        "Postgres {} is too old: 14 or newer is needed",
+        version / 10_000
+    );
+    MIGRATIONS.run(&pool).await.context("bringing the schema up to date")?;
+    Ok(pool)
+}

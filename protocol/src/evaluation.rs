@@ -29,7 +29,7 @@ pub struct Evaluation {
     /// Which output of the encoder is compared.
     #[serde(default)]
     pub feature: Feature,
-    /// Arithmetic of the forward pass. Similarities and votes are always f32.
+    /// Arithmetic of the forward pass. Similarities are always f32, sums of votes f64.
     #[serde(default)]
     pub dtype: Dtype,
     /// Images per forward pass; part of the numerics stamp, not of the protocol.

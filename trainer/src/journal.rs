@@ -30,12 +30,8 @@ impl Journal {
     pub fn open(folder: &Path) -> Result<Journal> {
         let path = folder.join(FILE_NAME);
         let context = || format!("opening the journal {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .with_context(context)?;
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).open(&path).with_context(context)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).with_context(context)?;
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

@@ -238,7 +238,10 @@ pub fn alpha_figure(input: &FigureInput, options: FigureOptions) -> AlphaFigure 
         panel.description = describe_panel(panel, &lines);
     }
     let measured = panels.iter().flat_map(|panel| &panel.lines).flat_map(|line| {
-        line.points.iter().map(|p| p.alpha).chain(line.seeds.iter().flat_map(|seed| seed.points.iter().map(|p| p.0)))
+        line.points
+            .iter()
+            .map(|p| p.alpha)
+            .chain(line.seeds.iter().flat_map(|seed| seed.points.iter().map(|p| p.0)))
     });
     let alphas: BTreeSet<Alpha> = measured.filter_map(Alpha::from_f64).chain([Alpha::ZERO]).collect();
     AlphaFigure {
@@ -272,8 +275,11 @@ fn panel(input: &FigureInput, at: usize) -> Panel {
 }
 
 fn panel_line(variant: &Variant, at: usize, backbone: Option<Score>) -> PanelLine {
-    let started: Vec<&SeedCurve> =
-        variant.seeds.iter().filter(|seed| seed.scores.get(at).is_some_and(|scores| !scores.is_empty())).collect();
+    let started: Vec<&SeedCurve> = variant
+        .seeds
+        .iter()
+        .filter(|seed| seed.scores.get(at).is_some_and(|scores| !scores.is_empty()))
+        .collect();
     let base = backbone.map(|score| percent(score.correct, score.n));
     let start = base.map(|mean| Place {
         alpha: 0.0,
@@ -286,7 +292,8 @@ fn panel_line(variant: &Variant, at: usize, backbone: Option<Score>) -> PanelLin
     let alphas: BTreeSet<Alpha> = started.iter().flat_map(|seed| seed.scores[at].keys().copied()).collect();
     // A mean over fewer seeds than the place before it would draw a step that no run has.
     let means = alphas.iter().filter_map(|alpha| {
-        let scores: Option<Vec<Score>> = started.iter().map(|seed| seed.scores[at].get(alpha).copied()).collect();
+        let scores: Option<Vec<Score>> =
+            started.iter().map(|seed| seed.scores[at].get(alpha).copied()).collect();
         let scores = scores?;
         let values: Vec<f64> = scores.iter().map(|score| percent(score.correct, score.n)).collect();
         let single = if let [one] = scores.as_slice() { wilson(one.correct, one.n) } else { None };
@@ -379,7 +386,11 @@ fn set_scales(panels: &mut [Panel], view: View) -> f64 {
 fn extent(panel: &Panel) -> (f64, f64) {
     let places = panel.lines.iter().flat_map(|line| {
         let bands = line.points.iter().flat_map(|p| p.band).flat_map(|(lo, hi)| [lo, hi]);
-        line.points.iter().map(|p| p.mean).chain(bands).chain(line.seeds.iter().flat_map(|s| s.points.iter().map(|p| p.1)))
+        line.points
+            .iter()
+            .map(|p| p.mean)
+            .chain(bands)
+            .chain(line.seeds.iter().flat_map(|s| s.points.iter().map(|p| p.1)))
     });
     let all: Vec<f64> = places.chain(panel.backbone).map(|accuracy| accuracy - panel.offset).collect();
     if all.is_empty() {
@@ -394,7 +405,8 @@ fn end_labels(panel: &Panel, lines: &[LineKey]) -> Vec<EndLabel> {
         let text = end_label(&lines[at], last);
         Some((Some(at), text, (last.alpha, last.mean - panel.offset)))
     });
-    let backbone = panel.backbone.map(|base| (None, format!("backbone {base:.1}"), (1.0, base - panel.offset)));
+    let backbone =
+        panel.backbone.map(|base| (None, format!("backbone {base:.1}"), (1.0, base - panel.offset)));
     let all: Vec<_> = ends.chain(backbone).collect();
     let wanted: Vec<f64> = all.iter().map(|(_, _, end)| WIDE.y(panel.domain, end.1)).collect();
     let placed = spread(&wanted, LABEL_GAP, WIDE.top, WIDE.height - WIDE.bottom);

@@ -44,9 +44,15 @@ const OPTIONS: FigureOptions = FigureOptions { view: View::Accuracy, keep: 1.0 }
 
 #[test]
 fn two_seeds_give_their_mean_and_range_and_leave_from_the_backbone() {
-    let figure = alpha_figure(&input(vec![curve(0, &[&[71, 60], &[52, 54]]), curve(1, &[&[73, 64], &[51, 57]])]), OPTIONS);
+    let figure = alpha_figure(
+        &input(vec![curve(0, &[&[71, 60], &[52, 54]]), curve(1, &[&[73, 64], &[51, 57]])]),
+        OPTIONS,
+    );
     let line = &figure.panels[0].lines[0];
-    assert_eq!(line.points.iter().map(|p| (p.alpha, p.mean, p.n)).collect::<Vec<_>>(), [(0.0, 70.0, 0), (0.5, 72.0, 2), (1.0, 62.0, 2)]);
+    assert_eq!(
+        line.points.iter().map(|p| (p.alpha, p.mean, p.n)).collect::<Vec<_>>(),
+        [(0.0, 70.0, 0), (0.5, 72.0, 2), (1.0, 62.0, 2)]
+    );
     assert_eq!(line.points[2].delta, Some(-8.0));
     assert_eq!(line.points[2].band, Some((60.0, 64.0)));
     assert_eq!(line.points[2].wilson, None);
@@ -96,7 +102,9 @@ fn differences_share_one_axis_with_the_backbone_at_zero() {
 fn a_panel_marks_the_backbone_every_place_and_the_far_end() {
     let figure = alpha_figure(&input(vec![curve(0, &[&[71, 62], &[52, 57]])]), OPTIONS);
     let svg = panel_svg(&figure, &figure.panels[1], &WIDE, "p1");
-    assert!(svg.contains("Digits · ood") && svg.contains(r#"class="rule""#) && svg.contains(r#"class="best""#));
+    assert!(
+        svg.contains("Digits · ood") && svg.contains(r#"class="rule""#) && svg.contains(r#"class="best""#)
+    );
     assert!(svg.contains("film 57.0 (+7.0)") && svg.contains("backbone 50.0"));
     let narrow = panel_svg(&figure, &figure.panels[1], &NARROW, "p1n");
     assert!(!narrow.contains("backbone 50.0"));

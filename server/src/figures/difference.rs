@@ -60,7 +60,8 @@ pub fn difference_svg(row: &Difference, axis: (f64, f64, f64)) -> String {
             (false, true) => "M0,6L6,-5L-6,-5Z",
         };
         let at = short(x(paired.delta));
-        let _ = write!(out, r#"<path transform="translate({at},{middle})" d="{shape}" fill="var(--{tone})"/>"#);
+        let _ =
+            write!(out, r#"<path transform="translate({at},{middle})" d="{shape}" fill="var(--{tone})"/>"#);
     }
     out.push_str("</svg>");
     out

@@ -121,8 +121,12 @@ impl Marker {
                 let (x0, y0, y1) = (r / 2.0, r * k, r * k + r);
                 let arm = [(x0, y0), (x0, y1), (-x0, y1)];
                 let turn = |(x, y): (f64, f64), s: f64| (c * x - s * y, s * x + c * y);
-                let all: Vec<_> =
-                    arm.iter().copied().chain(arm.map(|p| turn(p, s))).chain(arm.map(|p| turn(p, -s))).collect();
+                let all: Vec<_> = arm
+                    .iter()
+                    .copied()
+                    .chain(arm.map(|p| turn(p, s)))
+                    .chain(arm.map(|p| turn(p, -s)))
+                    .collect();
                 polygon(&all)
             }
         }
@@ -148,8 +152,18 @@ mod tests {
     #[test]
     fn twelve_methods_have_twelve_looks() {
         let methods = [
-            "full", "lora", "film", "token_replay", "adapter", "selective", "block_expansion", "ladder", "fusion",
-            "reprogram", "linear_map", "moe",
+            "full",
+            "lora",
+            "film",
+            "token_replay",
+            "adapter",
+            "selective",
+            "block_expansion",
+            "ladder",
+            "fusion",
+            "reprogram",
+            "linear_map",
+            "moe",
         ];
         let looks: std::collections::HashSet<String> =
             methods.iter().map(|method| format!("{:?}", identity(method))).collect();
@@ -160,7 +174,9 @@ mod tests {
     #[test]
     fn shapes_are_short_paths() {
         assert_eq!(Marker::Square.path(2.0), "M-1.77,-1.77L1.77,-1.77L1.77,1.77L-1.77,1.77Z");
-        for marker in [Marker::Circle, Marker::Star, Marker::Wye, Marker::Hexagon, Marker::Times, Marker::Plus] {
+        for marker in
+            [Marker::Circle, Marker::Star, Marker::Wye, Marker::Hexagon, Marker::Times, Marker::Plus]
+        {
             assert!(marker.path(3.5).len() < 180, "{marker:?}");
         }
     }

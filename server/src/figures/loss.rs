@@ -40,7 +40,10 @@ pub fn loss_svg(chart: &LossChart, id: &str) -> String {
         let _ = write!(
             out,
             r#"<path d="M{LEFT},{h}H{}" stroke="var(--line)"/><text x="{}" y="{}" text-anchor="end" fill="var(--ink-2)">{}</text>"#,
-            short(WIDTH - RIGHT), short(LEFT - 8.0), short(height + 4.0), short(tick),
+            short(WIDTH - RIGHT),
+            short(LEFT - 8.0),
+            short(height + 4.0),
+            short(tick),
             h = short(height)
         );
     }
@@ -62,8 +65,10 @@ pub fn loss_svg(chart: &LossChart, id: &str) -> String {
             HEIGHT - BOTTOM
         );
     }
-    let places: Vec<String> =
-        thinned(&chart.values).iter().map(|(step, value)| format!("{},{}", short(x(*step as f64)), short(y(*value)))).collect();
+    let places: Vec<String> = thinned(&chart.values)
+        .iter()
+        .map(|(step, value)| format!("{},{}", short(x(*step as f64)), short(y(*value))))
+        .collect();
     if !places.is_empty() {
         let _ = write!(
             out,

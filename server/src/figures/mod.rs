@@ -14,13 +14,13 @@ pub mod stats;
 mod words;
 
 pub use alpha::{
-    AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, Panel, PanelLine, Place, Score, SeedCurve, Variant,
-    View, alpha_figure,
+    AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, Panel, PanelLine, Place, Score, SeedCurve,
+    Variant, View, alpha_figure,
 };
 pub use best::{Best, BestRule};
 pub use difference::{Difference, difference_svg, shared_axis};
 pub use identity::{DASHES, Identity, Marker, identity, short};
 pub use loss::{LossChart, loss_svg};
-pub use panel::{Layout, Palette, NARROW, WIDE, escape, key_svg, panel_svg};
+pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
 pub use words::{points, signed, value};

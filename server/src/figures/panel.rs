@@ -131,7 +131,15 @@ pub fn draw_panel(out: &mut String, figure: &AlphaFigure, panel: &Panel, layout:
     if let Some(backbone) = panel.backbone {
         let y = layout.y(panel.domain, backbone - panel.offset);
         let r = layout.marker * 1.5;
-        mark(out, Marker::Diamond, r, (layout.x(0.0), y), &palette.colour("ink"), &palette.colour("surface"), 1.5);
+        mark(
+            out,
+            Marker::Diamond,
+            r,
+            (layout.x(0.0), y),
+            &palette.colour("ink"),
+            &palette.colour("surface"),
+            1.5,
+        );
     }
 }
 
@@ -151,7 +159,13 @@ fn draw_axes(out: &mut String, panel: &Panel, layout: &Layout, palette: Palette)
         let text = tick_text(*tick, panel.offset != 0.0);
         let _ = write!(out, r#"<text x="{}" y="{}">{text}</text>"#, short(x0 - 8.0), short(y));
     }
-    let _ = write!(out, r#"</g><g stroke="{edge}" stroke-width="1"><path d="M{},{}H{}"/>"#, short(x0), short(floor), short(x1));
+    let _ = write!(
+        out,
+        r#"</g><g stroke="{edge}" stroke-width="1"><path d="M{},{}H{}"/>"#,
+        short(x0),
+        short(floor),
+        short(x1)
+    );
     for (tick, length) in [(0.0, 4.0), (0.25, 4.0), (0.5, 7.0), (0.75, 4.0), (1.0, 4.0)] {
         let _ = write!(out, r#"<path d="M{},{}v{length}"/>"#, short(layout.x(tick)), short(floor));
     }
@@ -171,7 +185,9 @@ fn draw_axes(out: &mut String, panel: &Panel, layout: &Layout, palette: Palette)
         let _ = write!(
             out,
             r#"<path d="M{},{y}H{}" stroke="{edge}" stroke-dasharray="1 3"/><text x="{}" y="{y}" dy="-3" fill="{ink}">chance</text>"#,
-            short(x0), short(x1), short(x0 + 6.0)
+            short(x0),
+            short(x1),
+            short(x0 + 6.0)
         );
     }
     if let Some(backbone) = panel.backbone {
@@ -179,7 +195,8 @@ fn draw_axes(out: &mut String, panel: &Panel, layout: &Layout, palette: Palette)
         let _ = write!(
             out,
             r#"<path class="rule" d="M{},{y}H{}" stroke="{ink}" stroke-dasharray="3 3"/>"#,
-            short(x0), short(x1)
+            short(x0),
+            short(x1)
         );
     }
 }
@@ -193,13 +210,18 @@ fn draw_line(
     layout: &Layout,
     palette: Palette,
 ) {
-    let colour = if key.muted { palette.colour("ink-2") } else { palette.colour(&format!("s{}", key.look.slot)) };
+    let colour =
+        if key.muted { palette.colour("ink-2") } else { palette.colour(&format!("s{}", key.look.slot)) };
     let at_place = |alpha: f64, accuracy: f64| {
         format!("{},{}", short(layout.x(alpha)), short(layout.y(panel.domain, accuracy - panel.offset)))
     };
     let _ = write!(out, r#"<g data-line="{at}"{}>"#, if key.muted { r#" opacity="0.4""# } else { "" });
-    let banded: Vec<(&Place, (f64, f64))> =
-        line.points.iter().filter(|p| p.n == 0 || p.n >= SEEDS_FOR_INTERVAL).map(|p| (p, p.band.unwrap_or((p.mean, p.mean)))).collect();
+    let banded: Vec<(&Place, (f64, f64))> = line
+        .points
+        .iter()
+        .filter(|p| p.n == 0 || p.n >= SEEDS_FOR_INTERVAL)
+        .map(|p| (p, p.band.unwrap_or((p.mean, p.mean))))
+        .collect();
     if banded.len() > 1 {
         let upper = banded.iter().map(|(p, band)| at_place(p.alpha, band.1));
         let lower = banded.iter().rev().map(|(p, band)| at_place(p.alpha, band.0));
@@ -207,7 +229,8 @@ fn draw_line(
         let _ = write!(out, r#"<path d="M{}Z" fill="{colour}" fill-opacity="0.16"/>"#, outline.join("L"));
     }
     for seed in &line.seeds {
-        let places: Vec<String> = seed.points.iter().map(|(alpha, accuracy)| at_place(*alpha, *accuracy)).collect();
+        let places: Vec<String> =
+            seed.points.iter().map(|(alpha, accuracy)| at_place(*alpha, *accuracy)).collect();
         let _ = write!(
             out,
             r#"<path d="M{}" fill="none" stroke="{colour}" stroke-width="1" stroke-opacity="0.45"/>"#,
@@ -216,7 +239,8 @@ fn draw_line(
     }
     if !line.points.is_empty() {
         let places: Vec<String> = line.points.iter().map(|p| at_place(p.alpha, p.mean)).collect();
-        let dash = if key.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, key.dash) };
+        let dash =
+            if key.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, key.dash) };
         let width = if key.muted { 1.0 } else { layout.stroke };
         let _ = write!(
             out,
@@ -230,12 +254,22 @@ fn draw_line(
         // The far end is the checkpoint itself: larger, as the backbone's diamond is at the near one.
         let r = if place.alpha == 1.0 { layout.marker * 1.4 } else { layout.marker };
         let xy = (layout.x(place.alpha), layout.y(panel.domain, place.mean - panel.offset));
-        mark(out, key.look.marker, r, xy, &colour, &fill, if key.look.hollow || key.look.marker.is_stroked() { 1.5 } else { 0.0 });
+        mark(
+            out,
+            key.look.marker,
+            r,
+            xy,
+            &colour,
+            &fill,
+            if key.look.hollow || key.look.marker.is_stroked() { 1.5 } else { 0.0 },
+        );
         if key.best.is_some_and(|best| best.alpha == place.alpha && best.alpha > 0.0) {
             let _ = write!(
                 out,
                 r#"<circle class="best" cx="{}" cy="{}" r="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#,
-                short(xy.0), short(xy.1), short(layout.marker * 2.0)
+                short(xy.0),
+                short(xy.1),
+                short(layout.marker * 2.0)
             );
         }
     }
@@ -258,18 +292,27 @@ fn draw_label(
         let _ = write!(
             out,
             r#"<path d="M{},{}L{},{}" stroke="{}" stroke-width="0.75" fill="none"/>"#,
-            short(end.0 + 6.0), short(end.1), short(x - 14.0), short(label.y), palette.colour("edge")
+            short(end.0 + 6.0),
+            short(end.1),
+            short(x - 14.0),
+            short(label.y),
+            palette.colour("edge")
         );
     }
     let glyph = (x - 7.0, label.y);
     match label.line.and_then(|line| figure.lines.get(line)) {
         Some(key) => key_mark(out, key, glyph, palette),
-        None => mark(out, Marker::Diamond, 4.0, glyph, &palette.colour("ink"), &palette.colour("surface"), 1.25),
+        None => {
+            mark(out, Marker::Diamond, 4.0, glyph, &palette.colour("ink"), &palette.colour("surface"), 1.25)
+        }
     }
     let _ = write!(
         out,
         r#"<text x="{}" y="{}" fill="{}">{}</text></g>"#,
-        short(x), short(label.y + layout.font * 0.35), palette.colour("ink"), escape(&label.text)
+        short(x),
+        short(label.y + layout.font * 0.35),
+        palette.colour("ink"),
+        escape(&label.text)
     );
 }
 
@@ -283,11 +326,20 @@ pub fn key_mark(out: &mut String, key: &LineKey, xy: (f64, f64), palette: Palett
 
 /// A line's sample for the key: dash and marker; none for the backbone.
 pub fn key_svg(key: Option<&LineKey>) -> String {
-    let mut out = String::from(r#"<svg class="sample" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">"#);
+    let mut out =
+        String::from(r#"<svg class="sample" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">"#);
     match key {
         Some(key) => {
-            let dash = if key.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, key.dash) };
-            let _ = write!(out, r#"<path d="M1,7H27" stroke="var(--s{})" stroke-width="2"{dash}/>"#, key.look.slot);
+            let dash = if key.dash.is_empty() {
+                String::new()
+            } else {
+                format!(r#" stroke-dasharray="{}""#, key.dash)
+            };
+            let _ = write!(
+                out,
+                r#"<path d="M1,7H27" stroke="var(--s{})" stroke-width="2"{dash}/>"#,
+                key.look.slot
+            );
             key_mark(&mut out, key, (14.0, 7.0), Palette::Tokens);
         }
         None => {
@@ -300,15 +352,30 @@ pub fn key_svg(key: Option<&LineKey>) -> String {
 }
 
 /// One marker. Shapes made of strokes have no fill, the others no stroke unless they are hollow.
-pub fn mark(out: &mut String, marker: Marker, r: f64, (x, y): (f64, f64), colour: &str, fill: &str, stroke: f64) {
+pub fn mark(
+    out: &mut String,
+    marker: Marker,
+    r: f64,
+    (x, y): (f64, f64),
+    colour: &str,
+    fill: &str,
+    stroke: f64,
+) {
     let fill = if marker.is_stroked() { "none" } else { fill };
-    let stroked =
-        if stroke > 0.0 { format!(r#" stroke="{colour}" stroke-width="{}""#, short(stroke)) } else { String::new() };
+    let stroked = if stroke > 0.0 {
+        format!(r#" stroke="{colour}" stroke-width="{}""#, short(stroke))
+    } else {
+        String::new()
+    };
     let (x, y) = (short(x), short(y));
     if marker == Marker::Circle {
         let _ = write!(out, r#"<circle cx="{x}" cy="{y}" r="{}" fill="{fill}"{stroked}/>"#, short(r));
     } else {
-        let _ = write!(out, r#"<path transform="translate({x},{y})" d="{}" fill="{fill}"{stroked}/>"#, marker.path(r));
+        let _ = write!(
+            out,
+            r#"<path transform="translate({x},{y})" d="{}" fill="{fill}"{stroked}/>"#,
+            marker.path(r)
+        );
     }
 }
 

@@ -45,7 +45,12 @@ pub fn paper_svg(figure: &AlphaFigure, caption: &PaperCaption, millimetres: f64)
             let _ = write!(
                 body,
                 r##"<text x="{}" y="{}" font-weight="600" fill="#171a20">{} · {}</text><g transform="translate({},{})">"##,
-                short(x), short(y + FONT), escape(&panel.title), panel.role, short(x), short(y + head)
+                short(x),
+                short(y + FONT),
+                escape(&panel.title),
+                panel.role,
+                short(x),
+                short(y + head)
             );
             draw_panel(&mut body, figure, panel, &layout, Palette::Paper);
             body.push_str("</g>");
@@ -80,17 +85,28 @@ fn draw_key(out: &mut String, figure: &AlphaFigure, width: f64) -> f64 {
         match key {
             Some(key) => {
                 let colour = Palette::Paper.colour(&format!("s{}", key.look.slot));
-                let dash = if key.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, key.dash) };
+                let dash = if key.dash.is_empty() {
+                    String::new()
+                } else {
+                    format!(r#" stroke-dasharray="{}""#, key.dash)
+                };
                 let _ = write!(
                     out,
                     r#"<path d="M{},{}h16" stroke="{colour}" stroke-width="1.2"{dash}/>"#,
-                    short(x), short(middle.1)
+                    short(x),
+                    short(middle.1)
                 );
                 key_mark(out, key, middle, Palette::Paper);
             }
             None => mark(out, Marker::Diamond, 3.5, middle, "#171a20", "#ffffff", 1.2),
         }
-        let _ = write!(out, r##"<text x="{}" y="{}" fill="#171a20">{}</text>"##, short(x + 20.0), short(y), escape(&name));
+        let _ = write!(
+            out,
+            r##"<text x="{}" y="{}" fill="#171a20">{}</text>"##,
+            short(x + 20.0),
+            short(y),
+            escape(&name)
+        );
         x += needs + 10.0;
     }
     y + FONT

@@ -2,7 +2,8 @@
 //! compare between datasets.
 
 /// The spans a panel may have, in points, and the distance of ticks in each.
-const SPANS: [(f64, f64); 6] = [(5.0, 1.0), (10.0, 2.0), (20.0, 5.0), (40.0, 10.0), (60.0, 20.0), (100.0, 25.0)];
+const SPANS: [(f64, f64); 6] =
+    [(5.0, 1.0), (10.0, 2.0), (20.0, 5.0), (40.0, 10.0), (60.0, 20.0), (100.0, 25.0)];
 
 /// Share of the data's extent that must stay free, both sides together.
 const ROOM: f64 = 0.1;

@@ -80,12 +80,7 @@ pub fn paired(before_after: &[(&Hits, &Hits)], n: usize) -> Option<Paired> {
     let padded = n as f64 + 2.0;
     let centre = sum / padded;
     let variance = ((squares + 1.0) / padded - centre * centre) / padded * 1e4;
-    Some(Paired {
-        delta: 100.0 * sum / n as f64,
-        interval: around(100.0 * centre, variance),
-        variance,
-        n,
-    })
+    Some(Paired { delta: 100.0 * sum / n as f64, interval: around(100.0 * centre, variance), variance, n })
 }
 
 /// The mean of differences on several datasets, each counting the same; their queries are independent.

@@ -1,7 +1,10 @@
 //! The binary `causeway`: the server, and the commands that talk to one.
 
-use causeway_server::serve::{ServeArgs, serve};
-use clap::{Parser, Subcommand};
+use causeway_server::{
+    client::{self, Connection},
+    serve::{ServeArgs, serve},
+};
+use clap::{Args, Parser, Subcommand};
 
 /// Fine-tune pretrained vision encoders and see accuracy against α.
 #[derive(Parser)]
@@ -15,6 +18,27 @@ struct Cli {
 enum Command {
     /// Run the server: API, scheduler and dashboard
     Serve(ServeArgs),
+    /// Submit the runs of a spec file
+    Submit(ClientArgs<client::SubmitArgs>),
+    /// List runs, newest first
+    Runs(ClientArgs<client::RunsArgs>),
+    /// Wait for runs, showing their progress
+    Watch(ClientArgs<client::WatchArgs>),
+    /// Stop runs
+    Cancel(ClientArgs<client::CancelArgs>),
+    /// Put checkpoints side by side
+    Compare(ClientArgs<client::CompareArgs>),
+    /// Print every point of an experiment as CSV
+    Export(ClientArgs<client::ExportArgs>),
+}
+
+/// A command's own options, and which server to ask.
+#[derive(Args)]
+struct ClientArgs<T: Args> {
+    #[command(flatten)]
+    own: T,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[tokio::main]
@@ -29,6 +53,12 @@ async fn main() -> std::process::ExitCode {
         .init();
     let done = match cli.command {
         Command::Serve(args) => serve(args).await,
+        Command::Submit(args) => client::submit(&args.connection, args.own).await,
+        Command::Runs(args) => client::runs(&args.connection, args.own).await,
+        Command::Watch(args) => client::watch(&args.connection, args.own).await,
+        Command::Cancel(args) => client::cancel(&args.connection, args.own).await,
+        Command::Compare(args) => client::compare(&args.connection, args.own).await,
+        Command::Export(args) => client::export(&args.connection, args.own).await,
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -1,0 +1,125 @@
+//! Finding the server and talking to it.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::Value;
+use std::{fs, path::PathBuf};
+
+/// Which server, and as whom. On the server's own machine the state folder tells both.
+#[derive(Args, Debug, Clone)]
+pub struct Connection {
+    /// URL of the server; by default the one that runs on the state folder
+    #[arg(long, env = "CAUSEWAY_SERVER")]
+    server: Option<String>,
+    /// File that holds a user token; by default the state folder's
+    #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// State folder of a server on this machine
+    #[arg(long = "server-state", env = "CAUSEWAY_STATE", default_value = ".state")]
+    state: PathBuf,
+}
+
+/// A server that can be asked.
+#[derive(Debug)]
+pub struct Server {
+    client: Client,
+    /// Its URL, without a slash at the end.
+    pub url: String,
+    token: String,
+}
+
+impl Connection {
+    /// Reads URL and token.
+    ///
+    /// # Errors
+    /// If neither the options nor the state folder tell them.
+    pub fn open(&self) -> Result<Server> {
+        let url = match &self.server {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => {
+                let path = self.state.join("server.json");
+                let text = fs::read_to_string(&path).with_context(|| {
+                    format!("no server runs on {}: give --server URL, or start one", self.state.display())
+                })?;
+                let known: Value =
+                    serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+                known["url"].as_str().context("server.json names no url")?.to_owned()
+            }
+        };
+        let path = self.token_file.clone().unwrap_or_else(|| self.state.join("user.token"));
+        let token = fs::read_to_string(&path)
+            .with_context(|| format!("reading the token in {}: give --token-file", path.display()))?;
+        Ok(Server { client: Client::new(), url, token: token.trim().to_owned() })
+    }
+}
+
+impl Server {
+    /// A request to `/api/v1{path}`.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(&self.token)
+    }
+
+    /// GETs JSON.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or answers with a problem.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        let response = self.send(self.request(Method::GET, path)).await?;
+        response.json().await.context("reading the server's answer")
+    }
+
+    /// Sends a request and turns a problem into an error that names field and rule.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or answers with a problem.
+    pub async fn send(&self, request: RequestBuilder) -> Result<Response> {
+        let response = request.send().await.with_context(|| format!("no answer from {}", self.url))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let problem: Value = response.json().await.unwrap_or_default();
+        let errors = problem["errors"].as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if errors.is_empty() {
+            bail!("{}: {}", text(&problem["title"]), text(&problem["detail"]));
+        }
+        let lines: Vec<String> = errors
+            .iter()
+            .map(|error| format!("  {}: {}", text(&error["field"]), text(&error["rule"])))
+            .collect();
+        bail!("the server refused it ({status}):\n{}", lines.join("\n"));
+    }
+
+    /// Every row of a paged list.
+    ///
+    /// # Errors
+    /// As `get`.
+    pub async fn list(&self, path: &str) -> Result<Vec<Value>> {
+        let mut rows = Vec::new();
+        let mut cursor = String::new();
+        let joint = if path.contains('?') { '&' } else { '?' };
+        loop {
+            let mut page = self.get(&format!("{path}{joint}limit=500{cursor}")).await?;
+            if let Some(items) = page["items"].as_array_mut() {
+                rows.append(items);
+            }
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(rows),
+            }
+        }
+    }
+
+    /// The id of an experiment given by name or id.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn experiment_id(&self, given: &str) -> Result<String> {
+        let rows = self.list("/experiments").await?;
+        let found = rows.iter().find(|row| row["name"] == given || row["id"] == given);
+        let found = found.with_context(|| format!("no experiment is called `{given}`"))?;
+        Ok(found["id"].as_str().unwrap_or_default().to_owned())
+    }
+}

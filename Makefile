@@ -26,9 +26,8 @@ MANIFEST := --manifest-path $(ROOT)/Cargo.toml
 
 demo:
 	@$(INSTALL) announce build
-	@$(INSTALL) data & data=$$!; \
-	  cargo build $(MANIFEST) --release -p causeway-server -p causeway-trainer || { kill $$data; wait $$data; exit 1; }; \
-	  wait $$data
+	@$(INSTALL) data & trap "kill $$! 2>/dev/null" EXIT; \
+	  cargo build $(MANIFEST) --release -p causeway-server -p causeway-trainer && wait $$!
 	@exec python3 $(ROOT)/setup/demo.py $(RELEASE)
 
 test:

@@ -126,6 +126,7 @@ def end_leftovers():
 class Demo:
     def __init__(self, binaries, state):
         self.binaries, self.state = binaries, state
+        self.name = tomllib.loads(EXPERIMENT.read_text())["experiment"]
         self.server = Service("server", state / "server.log")
         self.agent = Service("trainer", state / "trainer.log")
         self.url = self.agent_url = None
@@ -222,8 +223,7 @@ class Demo:
         return (self.state / "demo.submitted").exists()
 
     def experiment(self):
-        name = tomllib.loads(EXPERIMENT.read_text())["experiment"]
-        items = self.get(f"/experiments?name={urllib.parse.quote(name)}")["items"]
+        items = self.get(f"/experiments?name={urllib.parse.quote(self.name)}")["items"]
         return items[0]["id"] if items else None
 
     def submit(self):
@@ -322,7 +322,7 @@ def print_table(curves):
         print(f"  {'α':<18}" + "".join(f"{alpha:>7g}" for alpha in alphas))
         for curve in sorted(rows, key=lambda curve: (curve["method"], curve["seed"])):
             values = {float(point["alpha"]): point["top1"] for point in curve["points"]}
-            cells = "".join(f"{values[alpha]:>7.1%}".replace("%", "") if alpha in values else "      –" for alpha in alphas)
+            cells = "".join(f"{100 * values[alpha]:>7.1f}" if alpha in values else "      –" for alpha in alphas)
             print(f"  {curve['method'] + ' · seed ' + str(curve['seed']):<18}{cells}")
     print(flush=True)
 

@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
 import threading
@@ -367,7 +368,7 @@ def fetch(pins, work, tags=WHEEL_TAGS):
     listing.write_text("".join(
         f"{name}=={pin['version']} " + " ".join(f"--hash=sha256:{sha}" for sha in as_list(pin["sha256"])) + "\n"
         for name, pin in pins.items()))
-    total = sum(pin.get("bytes", 0) for pin in pins.values())
+    total = sum(pin.get("bytes", 0) for pin in pins.values())  # the GPU's packages have no size here
     room_for(2.5 * total)
     command = [*pip(), "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--retries=3",
                "--ignore-requires-python", "--only-binary=:all:", "--require-hashes", *tags, f"--dest={work}",
@@ -487,7 +488,8 @@ def progress(folder, total):
         while not finished.wait(0.5 if terminal else 10):
             sizes = (path.stat().st_size for path in folder.rglob("*") if path.is_file())
             with contextlib.suppress(FileNotFoundError):  # a file that was just moved
-                text = f"  {sum(sizes) / 1e6:.0f} of {total / 1e6:.0f} MB"
+                arrived = sum(sizes)
+                text = f"  {arrived / 1e6:.0f} of {max(arrived, total) / 1e6:.0f} MB"
                 print(f"\r{text}   " if terminal else text, end="" if terminal else "\n", flush=True)
         if terminal:
             print("\r" + " " * 40 + "\r", end="", flush=True)
@@ -525,6 +527,8 @@ def main():
     if sys.platform != "linux" or platform.machine() != "x86_64":
         sys.exit(f"set-up: this is {sys.platform} on {platform.machine()}; the pinned libtorch and Postgres are for Linux "
                  "on x86-64")
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         DEPS.mkdir(exist_ok=True)
         for group in sys.argv[1:]:

@@ -3,25 +3,20 @@
 //! leaves whole lines and at most one torn one, which is cut off when the file is opened again.
 
 use anyhow::{Context, Result, bail};
-use causeway_protocol::{Event, JournalLine, RunProgress};
+use causeway_protocol::{Event, JournalLine};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 
 /// Name of the journal in an attempt's folder.
 pub const FILE_NAME: &str = "journal.jsonl";
-
-/// Least time between two progress lines: they are for the eye, and every line is shipped and stored.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// The writing end.
 pub struct Journal {
     file: File,
     path: PathBuf,
     next_seq: u64,
-    last_progress: Option<Instant>,
 }
 
 impl Journal {
@@ -39,7 +34,7 @@ impl Journal {
             file.set_len(whole as u64).with_context(context)?;
         }
         let next_seq = text[..whole].iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
-        Ok(Journal { file, path, next_seq, last_progress: None })
+        Ok(Journal { file, path, next_seq })
     }
 
     /// Appends one event, as one write.
@@ -57,16 +52,6 @@ impl Journal {
             .with_context(|| format!("appending to the journal {}", self.path.display()))?;
         self.next_seq += 1;
         Ok(())
-    }
-
-    /// Appends how far the phase is, unless it did so less than a second ago. The end of a phase is always told.
-    pub fn progress(&mut self, progress: RunProgress) -> Result<()> {
-        let recent = self.last_progress.is_some_and(|at| at.elapsed() < PROGRESS_EVERY);
-        if recent && progress.done < progress.total {
-            return Ok(());
-        }
-        self.last_progress = Some(Instant::now());
-        self.append(Event::Progress(progress))
     }
 }
 
@@ -118,7 +103,6 @@ const READ_BYTES: u64 = 8 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use causeway_protocol::Phase;
     use std::collections::BTreeMap;
 
     fn metric(step: u64, value: f64) -> Event {
@@ -166,18 +150,5 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = Journal::open(folder.path()).unwrap().append(metric(7, f64::NAN)).unwrap_err();
         assert_eq!(error.to_string(), "the metric `loss` is NaN at step 7");
-    }
-
-    #[test]
-    fn progress_is_told_once_a_second_and_at_the_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(folder.path()).unwrap();
-        for done in 0..=100 {
-            let doing = String::new();
-            let progress =
-                RunProgress { phase: Phase::Train, done, total: 100, images_per_second: 1.0, doing };
-            journal.progress(progress).unwrap();
-        }
-        assert_eq!(JournalTail::new(folder.path()).read(1000).unwrap().len(), 2);
     }
 }

@@ -1,6 +1,7 @@
 //! Causeway's trainer. `work` is the agent: it leases runs, starts a process for each attempt and ships its
 //! journal. `attempt`, `train` and `evaluate` are that process: fine-tune, keep the checkpoint, sweep α.
 
+pub mod attempt;
 pub mod data;
 pub mod evaluate;
 pub mod journal;

@@ -1,0 +1,14 @@
+//! Tells the program what it was built from: the commit, where whoever builds says it, and libtorch's version.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=CAUSEWAY_COMMIT");
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    let commit = std::env::var("CAUSEWAY_COMMIT").ok().filter(|commit| !commit.is_empty());
+    println!("cargo::rustc-env=CAUSEWAY_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    // libtorch has no function that tells its version; its folder has a file that does.
+    let version = std::env::var("LIBTORCH")
+        .ok()
+        .and_then(|folder| std::fs::read_to_string(format!("{folder}/build-version")).ok());
+    println!("cargo::rustc-env=CAUSEWAY_LIBTORCH={}", version.as_deref().map_or("2.11.0", str::trim));
+}

@@ -1,0 +1,220 @@
+//! One attempt: the training process. It reads its assignment and its blobs from its own folder, appends to the
+//! journal there, and leaves a result. It opens no socket and knows no server: `work` runs it under an agent, `train`
+//! and `evaluate` run it for a person, and it is the same attempt.
+
+pub mod ending;
+pub mod environment;
+
+use crate::data::asset::{AssetKind, Library, file_sha256};
+use crate::data::captions::Captions;
+use crate::data::pixels::TrainingPixels;
+use crate::evaluate::sweep::{self, Sweep};
+use crate::journal::Journal;
+use crate::methods;
+use crate::models::bert::TextEncoder;
+use crate::train::{self, Pairs, TrainRun};
+use crate::weights::Backbone;
+use crate::weights::interpolate::Line;
+use anyhow::{Context, Result, bail, ensure};
+use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Phase, Spec, WeightSource};
+use ending::Ending;
+use serde::{Deserialize, Serialize};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+/// Name of the assignment in the attempt's folder.
+const FILE_NAME: &str = "attempt.json";
+/// Folder of the blobs that the agent has fetched, each named by its sha256.
+pub const BLOBS: &str = "blobs";
+
+/// What the process is to do.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The lease it works under.
+    pub lease: LeaseGrant,
+    /// Where assets are.
+    pub data: Vec<PathBuf>,
+    /// Intra-op threads.
+    pub threads: u32,
+}
+
+impl Assignment {
+    /// Puts the assignment into the attempt's folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE_NAME);
+        let text = serde_json::to_vec_pretty(self)?;
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// Reads the assignment from the attempt's folder.
+    pub fn read(folder: &Path) -> Result<Assignment> {
+        let path = folder.join(FILE_NAME);
+        let context = || format!("reading the assignment {}", path.display());
+        serde_json::from_slice(&std::fs::read(&path).with_context(context)?).with_context(context)
+    }
+}
+
+/// Runs the attempt in a folder and returns the process's exit code. Whatever happens is told: by the result, or, after
+/// a panic inside libtorch or a disk without a byte left, by the exit code and the last line of stderr.
+pub fn run(folder: &Path) -> i32 {
+    std::panic::set_hook(Box::new(tell_panic));
+    let attempted = catch_unwind(AssertUnwindSafe(|| {
+        Ending::reserve(folder)?;
+        let mut journal = Journal::open(folder)?;
+        Attempt::begin(folder, &mut journal)?.run()
+    }));
+    let Ok(attempted) = attempted else { return ending::EXIT_PANIC };
+    let ended = match &attempted {
+        Ok(()) => Ending::succeeded(),
+        Err(error) => Ending::failed(error),
+    };
+    if let Err(error) = &attempted {
+        eprintln!("{error:?}");
+        eprintln!("failed: {}", ended.reason);
+    }
+    match (ended.write(folder), &attempted) {
+        (Ok(()), Ok(())) => 0,
+        (Ok(()), Err(_)) => ending::EXIT_FAILED,
+        (Err(error), _) => {
+            eprintln!("{error:#}");
+            let full =
+                ending::is_disk_full(&error) || attempted.is_err_and(|error| ending::is_disk_full(&error));
+            if full { ending::EXIT_DISK_FULL } else { ending::EXIT_PANIC }
+        }
+    }
+}
+
+/// The last line that a panic prints is the one that says what happened: the agent shows it as the reason. libtorch's
+/// messages go on with a trace of C++ frames.
+fn tell_panic(panic: &std::panic::PanicHookInfo) {
+    let message = panic.payload_as_str().unwrap_or("a panic without a message");
+    let mut lines = message.lines();
+    let first = lines.next().unwrap_or_default();
+    lines.for_each(|line| eprintln!("{line}"));
+    let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
+    eprintln!("panicked{place}: {first}");
+}
+
+/// An attempt under way.
+struct Attempt<'a> {
+    folder: &'a Path,
+    journal: &'a mut Journal,
+    lease: LeaseGrant,
+    environment: Environment,
+    library: Library,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(folder: &'a Path, journal: &'a mut Journal) -> Result<Attempt<'a>> {
+        let Assignment { lease, data, threads } = Assignment::read(folder)?;
+        ensure!(
+            lease.device.starts_with("cpu"),
+            "this build computes on the CPU; the lease is for the device `{}`",
+            lease.device
+        );
+        tch::set_num_threads(threads as i32);
+        tch::set_num_interop_threads(1);
+        let environment = environment::environment("cpu", threads);
+        // Nothing of earlier attempts is hidden once training is over.
+        let all_steps = lease.spec.training.as_ref().map_or(0, |training| training.steps);
+        let resumed_step = match lease.phase {
+            Phase::Train => lease.resume.as_ref().map_or(0, |resume| resume.step),
+            Phase::Evaluate => all_steps,
+        };
+        let phase = lease.phase;
+        journal.append(Event::Started { environment: environment.clone(), phase, resumed_step })?;
+        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data) })
+    }
+
+    fn run(mut self) -> Result<()> {
+        let spec = self.lease.spec.clone();
+        let backbone = Backbone::read(&self.weights(&spec.weights.theta0)?).context("loading θ0")?;
+        backbone.config.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
+        self.journal.append(Event::Backbone {
+            digest: backbone.digest.clone(),
+            parameters: backbone.tensors.values(),
+            trainable: spec.method.as_ref().map_or(0, |method| methods::trainable_values(method, &backbone)),
+        })?;
+        // Before training, so that a corrupt image is known now and not when the checkpoint is waiting for it.
+        let datasets = sweep::read_datasets(&self.library, &spec.evaluation)?;
+
+        let theta1 = match (spec.kind, self.lease.phase) {
+            (Kind::Finetune, Phase::Train) => self.train(&spec, &backbone)?,
+            (Kind::Finetune, Phase::Evaluate) => {
+                let checkpoint = self.lease.checkpoint.clone();
+                self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
+            }
+            (Kind::Evaluate, _) => {
+                self.weights(spec.weights.theta1.as_ref().context("`weights.theta1` is missing")?)?
+            }
+        };
+
+        self.journal.append(Event::Phase { phase: Phase::Evaluate })?;
+        let line = Line::open(&backbone, &theta1).context("loading θ1")?;
+        let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
+        Sweep {
+            evaluation: &spec.evaluation,
+            datasets: &datasets,
+            backbone: &backbone.digest,
+            line: &line,
+            known: &self.lease.known_points,
+            stamp,
+            emit: &mut |event| self.journal.append(event),
+        }
+        .run()
+    }
+
+    /// Fine-tunes and returns the file of the checkpoint.
+    fn train(&mut self, spec: &Spec, backbone: &Backbone) -> Result<PathBuf> {
+        self.journal.append(Event::Phase { phase: Phase::Train })?;
+        let (Some(named), Some(training)) = (&spec.captions, &spec.training) else {
+            bail!("a finetune run needs captions and training");
+        };
+        let captions = Captions::read(self.library.get(&named.asset, AssetKind::Captions)?)?;
+        let images = TrainingPixels::new(&captions.images, training.image_size as usize)
+            .with_context(|| format!("reading the images of `{}`", named.asset))?;
+        let text_encoder = self.library.get(&named.text_encoder, AssetKind::TextEncoder)?;
+        text_encoder.verify()?;
+        let embeddings = TextEncoder::open(&text_encoder.folder)
+            .and_then(|encoder| encoder.embed(&captions.distinct))
+            .with_context(|| format!("embedding the captions with `{}`", named.text_encoder))?; // [distinct, text]
+        let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;
+        let checkpoint = train::train(TrainRun {
+            spec,
+            backbone,
+            pairs: Pairs { image: &|at| images.get(at), captions: &captions.rows, embeddings: &embeddings },
+            resume: resume.as_deref(),
+            folder: self.folder,
+            journal: &mut |event| self.journal.append(event),
+        })?;
+        Ok(self.folder.join(checkpoint.file))
+    }
+
+    /// The file of a set of weights.
+    fn weights(&self, source: &WeightSource) -> Result<PathBuf> {
+        match source {
+            WeightSource::Asset(name) => {
+                let asset = self.library.get(name, AssetKind::Weights)?;
+                asset.verify()?;
+                Ok(asset.file_ending(".safetensors", "model.safetensors"))
+            }
+            WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
+            WeightSource::File(path) => {
+                bail!("weights are named by asset or blob here, not by the path {path}")
+            }
+        }
+    }
+
+    /// A file that an earlier attempt made: fetched by the agent, or still in this folder.
+    fn blob(&self, blob: &BlobRef) -> Result<PathBuf> {
+        let fetched = self.folder.join(BLOBS).join(&blob.sha256);
+        let path = if fetched.exists() { fetched } else { self.folder.join(&blob.file) };
+        self.checked(path, &blob.sha256)
+    }
+
+    fn checked(&self, path: PathBuf, sha256: &str) -> Result<PathBuf> {
+        let found = file_sha256(&path)?;
+        ensure!(found == sha256, "{} is damaged: its sha256 is {found}, not {sha256}", path.display());
+        Ok(path)
+    }
+}

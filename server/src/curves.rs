@@ -223,7 +223,7 @@ pub async fn get_run_curves(
     Path(id): Path<Uuid>,
     Query(query): Query<CurvesQuery>,
 ) -> Result<Json<Curves>> {
-    crate::runs::get_run(&app.pool, id).await?;
+    crate::runs::get_run(&app, id).await?;
     let filter = CurveFilter { run: Some(id), protocol: query.protocol, ..CurveFilter::default() };
     Ok(Json(Curves { curves: curves(&app.pool, &filter).await? }))
 }

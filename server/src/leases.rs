@@ -1,7 +1,7 @@
 //! The worker protocol: a held request for work, a held heartbeat, the journal, the end. Every write locks the lease
 //! row and compares the epoch in the same transaction; a stale epoch gets 409 and changes nothing.
 
-use crate::{ApiJson, App, Error, Result, ingest, runs, scheduler::LEASE_SECONDS, wake::Listener, workers};
+use crate::{ApiJson, App, Error, Result, ingest, runs, wake::Listener, workers};
 use axum::{
     Json,
     extract::{Path, State},
@@ -13,7 +13,7 @@ use causeway_protocol::{
     LeaseGrant, LeaseRequest, Order, Outcome, Phase, RenewedLease, ResumeFrom, RunState, Spec, WeightSource,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool, types::Json as SqlJson};
+use sqlx::{PgConnection, types::Json as SqlJson};
 use std::time::Duration;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -75,7 +75,7 @@ pub async fn request_lease(
     app.wake.ring(); // this worker may be the free device that a pass is waiting for
     loop {
         let mut wake = app.wake.listen();
-        if let Some(grant) = undelivered(&app.pool, &request).await? {
+        if let Some(grant) = undelivered(&app, &request).await? {
             return Ok(Json(grant).into_response());
         }
         if sleep_until(&mut wake, deadline, &app).await {
@@ -99,8 +99,8 @@ fn wait(ms: u64) -> Duration {
 }
 
 /// A lease of this worker that its agent does not hold: newly assigned, or one whose answer was lost on the way.
-async fn undelivered(pool: &PgPool, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
-    let mut tx = pool.begin().await?;
+async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
+    let mut tx = app.pool.begin().await?;
     let lease = sqlx::query!(
         "select id, run_id, attempt_id, attempt, device, epoch from lease
          where worker_id = $1 and id <> all($2) order by id limit 1 for update",
@@ -113,7 +113,7 @@ async fn undelivered(pool: &PgPool, request: &LeaseRequest) -> Result<Option<Lea
     sqlx::query!(
         "update lease set delivered = true, expires_at = now() + make_interval(secs => $2) where id = $1",
         lease.id,
-        f64::from(LEASE_SECONDS)
+        app.lease_seconds
     )
     .execute(&mut *tx)
     .await?;
@@ -157,7 +157,7 @@ async fn undelivered(pool: &PgPool, request: &LeaseRequest) -> Result<Option<Lea
         resume,
         checkpoint,
         known_points,
-        expires_in_ms: lease_ms(),
+        expires_in_ms: lease_ms(app),
     }))
 }
 
@@ -212,8 +212,8 @@ async fn known_points(
     Ok(points.collect())
 }
 
-fn lease_ms() -> u64 {
-    u64::from(LEASE_SECONDS.cast_unsigned()) * 1000
+fn lease_ms(app: &App) -> u64 {
+    (app.lease_seconds * 1000.0) as u64
 }
 
 /// Renew a lease, and wait for an order. Held up to `wait_ms`, so that a cancel arrives at once.
@@ -226,7 +226,7 @@ pub async fn heartbeat(
     ApiJson(request): ApiJson<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatAnswer>> {
     let deadline = Instant::now() + wait(request.wait_ms);
-    renew(&app.pool, id, request.epoch).await?;
+    renew(&app, id, request.epoch).await?;
     loop {
         let mut wake = app.wake.listen();
         let row = sqlx::query!(
@@ -243,24 +243,24 @@ pub async fn heartbeat(
         };
         if order.is_some() || sleep_until(&mut wake, deadline, &app).await {
             let order = order.unwrap_or(Order::Continue);
-            return Ok(Json(HeartbeatAnswer { order, expires_in_ms: lease_ms() }));
+            return Ok(Json(HeartbeatAnswer { order, expires_in_ms: lease_ms(&app) }));
         }
     }
 }
 
 /// Gives the lease a fresh period, and notes that its worker was heard of.
-async fn renew(pool: &PgPool, id: Uuid, epoch: i64) -> Result<i64> {
+async fn renew(app: &App, id: Uuid, epoch: i64) -> Result<i64> {
     let row = sqlx::query!(
         "update lease set expires_at = now() + make_interval(secs => $3) where id = $1 and epoch = $2
          returning worker_id, shipped_seq",
         id,
         epoch,
-        f64::from(LEASE_SECONDS)
+        app.lease_seconds
     )
-    .fetch_optional(pool)
+    .fetch_optional(&app.pool)
     .await?
     .ok_or(Error::StaleLease)?;
-    workers::pulse(pool, row.worker_id).await?;
+    workers::pulse(&app.pool, row.worker_id).await?;
     Ok(row.shipped_seq)
 }
 
@@ -281,8 +281,8 @@ pub async fn renew_lease(
     Path(id): Path<Uuid>,
     ApiJson(request): ApiJson<Epoch>,
 ) -> Result<Json<RenewedLease>> {
-    let shipped = renew(&app.pool, id, request.epoch).await?;
-    Ok(Json(RenewedLease { shipped_seq: shipped.cast_unsigned(), expires_in_ms: lease_ms() }))
+    let shipped = renew(&app, id, request.epoch).await?;
+    Ok(Json(RenewedLease { shipped_seq: shipped.cast_unsigned(), expires_in_ms: lease_ms(&app) }))
 }
 
 /// Ship journal and log lines. One transaction: fence, skip what is here, insert the rest.

@@ -51,6 +51,8 @@ pub struct App {
     pub wake: wake::Wake,
     /// The host names this server answers to.
     pub hosts: Hosts,
+    /// How long a lease lasts unless renewed, seconds.
+    pub lease_seconds: f64,
     /// Cancelled when the server is to stop: held requests answer at once.
     pub stop: CancellationToken,
 }

@@ -158,7 +158,7 @@ pub async fn create_run(
     };
     let (id, made) = insert_run(&app.pool, &spec, identity.token_id, key).await?;
     app.wake.ring();
-    let run = get_run(&app.pool, id).await?;
+    let run = get_run(&app, id).await?;
     let estimate = estimate::estimate(&app.pool, &spec).await?;
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(CreatedRun { run, estimate })))
@@ -353,14 +353,15 @@ pub async fn list_runs(
 #[utoipa::path(get, path = "/api/v1/runs/{id}", operation_id = "get_run", tag = "runs", params(("id" = Uuid, Path)),
     responses((status = 200, body = Run), (status = 404, body = crate::error::ProblemDetails)))]
 pub async fn get_run_handler(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
-    get_run(&app.pool, id).await.map(Json)
+    get_run(&app, id).await.map(Json)
 }
 
 /// Reads one run with its attempts.
 ///
 /// # Errors
 /// 404 if there is none.
-pub async fn get_run(pool: &PgPool, id: Uuid) -> Result<Run> {
+pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
+    let pool = &app.pool;
     let row = sqlx::query!(
         r#"select r.id, r.experiment_id, e.name as experiment, r.name, r.kind, r.method, r.seed, r.state, r.phase,
                   r.priority, r.attempts, r.max_attempts, r.cancel_requested, r.reason, r.tags, r.checkpoint,
@@ -383,7 +384,7 @@ pub async fn get_run(pool: &PgPool, id: Uuid) -> Result<Run> {
     .fetch_all(pool)
     .await?;
     let waiting = if row.state == RunState::Queued.as_str() {
-        let reasons = scheduler::why_waiting(pool).await?;
+        let reasons = scheduler::why_waiting(pool, app.lease_seconds).await?;
         reasons.into_iter().find(|(run, _)| *run == id).map(|(_, reason)| reason)
     } else {
         None
@@ -442,7 +443,7 @@ pub async fn update_run(
     Path(id): Path<Uuid>,
     ApiJson(patch): ApiJson<RunPatch>,
 ) -> Result<Json<Run>> {
-    let current = get_run(&app.pool, id).await?;
+    let current = get_run(&app, id).await?;
     let mut spec: Spec = serde_json::from_value(current.spec).map_err(anyhow::Error::from)?;
     spec.note = patch.note.unwrap_or(current.note);
     spec.tags = patch.tags.unwrap_or(current.summary.tags);
@@ -465,7 +466,7 @@ pub async fn update_run(
     .execute(&app.pool)
     .await?;
     app.wake.ring();
-    get_run(&app.pool, id).await.map(Json)
+    get_run(&app, id).await.map(Json)
 }
 
 /// Cancel a run: at once if it is queued, within a second or so if a worker is at it.
@@ -474,7 +475,7 @@ pub async fn update_run(
     responses((status = 200, body = Run), (status = 409, body = crate::error::ProblemDetails)))]
 pub async fn cancel_run_handler(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
     cancel_run(&app, id).await?;
-    get_run(&app.pool, id).await.map(Json)
+    get_run(&app, id).await.map(Json)
 }
 
 /// Cancels a run.

@@ -11,16 +11,19 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// How long a lease lasts unless renewed, seconds on Postgres's clock.
-pub const LEASE_SECONDS: i32 = 30;
-/// A worker not heard of for so long, seconds, gets no new work and is shown as suspect.
-pub const SUSPECT_SECONDS: i32 = 15;
+/// How long a lease lasts unless renewed, seconds on Postgres's clock, unless the server is told otherwise.
+pub const LEASE_SECONDS: f64 = 30.0;
 /// A gap of the database longer than this makes every lease good for a fresh period.
 const GAP: Duration = Duration::from_secs(5);
 /// Runs looked at in one pass.
 const PASS_MAX: i64 = 1000;
 /// Any number; the same in every server.
 const LOCK: i64 = 0x0043_4155_5345_5741;
+
+/// A worker not heard of for so long gets no new work and is shown as suspect; its leases still hold.
+pub fn suspect_seconds(lease_seconds: f64) -> f64 {
+    lease_seconds / 2.0
+}
 
 /// Expires and assigns until told to stop.
 pub async fn run(app: App, stop: CancellationToken) {
@@ -52,13 +55,13 @@ pub async fn pass(app: &App, extend: bool) -> Result<()> {
     if extend {
         sqlx::query!(
             "update lease set expires_at = greatest(expires_at, now() + make_interval(secs => $1))",
-            f64::from(LEASE_SECONDS)
+            app.lease_seconds
         )
         .execute(&mut *tx)
         .await?;
     }
-    let rescued = rescue(&mut tx).await?;
-    let assigned = assign(&mut tx).await?;
+    let rescued = rescue(&mut tx, app.lease_seconds).await?;
+    let assigned = assign(&mut tx, app.lease_seconds).await?;
     tx.commit().await?;
     if rescued || assigned {
         app.wake.ring();
@@ -67,7 +70,7 @@ pub async fn pass(app: &App, extend: bool) -> Result<()> {
 }
 
 /// Takes back the leases that ran out.
-async fn rescue(conn: &mut PgConnection) -> Result<bool> {
+async fn rescue(conn: &mut PgConnection, lease_seconds: f64) -> Result<bool> {
     let expired = sqlx::query!(
         r#"select l.id, l.run_id, l.attempt_id, l.delivered, w.name as worker, r.attempts, r.max_attempts, r.cancel_requested
            from lease l join run r on r.id = l.run_id join worker w on w.id = l.worker_id
@@ -77,7 +80,7 @@ async fn rescue(conn: &mut PgConnection) -> Result<bool> {
     .await?;
     for lease in &expired {
         sqlx::query!("delete from lease where id = $1", lease.id).execute(&mut *conn).await?;
-        let silent = format!("no heartbeat from {} for {LEASE_SECONDS} s", lease.worker);
+        let silent = format!("no heartbeat from {} for {lease_seconds} s", lease.worker);
         let mut attempts = lease.attempts;
         if lease.delivered {
             sqlx::query!(
@@ -115,8 +118,8 @@ struct FreeDevice {
 }
 
 /// Gives ready runs to free devices.
-async fn assign(conn: &mut PgConnection) -> Result<bool> {
-    let mut free = free_devices(conn).await?;
+async fn assign(conn: &mut PgConnection, lease_seconds: f64) -> Result<bool> {
+    let mut free = free_devices(conn, lease_seconds).await?;
     if free.is_empty() {
         return Ok(false);
     }
@@ -163,7 +166,7 @@ async fn assign(conn: &mut PgConnection) -> Result<bool> {
             slot.worker,
             slot.device,
             run.epoch + 1,
-            f64::from(LEASE_SECONDS),
+            lease_seconds,
         )
         .execute(&mut *conn)
         .await?;
@@ -175,14 +178,14 @@ async fn assign(conn: &mut PgConnection) -> Result<bool> {
     Ok(any)
 }
 
-async fn free_devices(conn: &mut PgConnection) -> Result<Vec<FreeDevice>> {
+async fn free_devices(conn: &mut PgConnection, lease_seconds: f64) -> Result<Vec<FreeDevice>> {
     let rows = sqlx::query!(
         r#"select w.id, d.device as "device!", w.assets as "assets: Json<Vec<AssetSummary>>"
            from worker w join worker_pulse p on p.worker_id = w.id cross join lateral unnest(w.devices) d(device)
            where p.seen_at > now() - make_interval(secs => $1)
              and not exists (select from lease l where l.worker_id = w.id and l.device = d.device)
            order by w.registered_at, w.id, d.device"#,
-        f64::from(SUSPECT_SECONDS)
+        suspect_seconds(lease_seconds)
     )
     .fetch_all(conn)
     .await?;
@@ -222,14 +225,14 @@ pub struct QueueEntry {
 pub async fn list_queue(
     axum::extract::State(app): axum::extract::State<App>,
 ) -> Result<axum::Json<Vec<QueueEntry>>> {
-    queue(&app.pool).await.map(axum::Json)
+    queue(&app.pool, app.lease_seconds).await.map(axum::Json)
 }
 
 /// The waiting runs in the order of dispatch, at most 1,000.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn queue(pool: &PgPool) -> Result<Vec<QueueEntry>> {
+pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>> {
     let mut conn = pool.acquire().await.map_err(Error::from)?;
     let ready = sqlx::query!(
         r#"select r.id, r.name, e.name as experiment, r.priority, r.spec as "spec: Json<Spec>"
@@ -242,7 +245,7 @@ pub async fn queue(pool: &PgPool) -> Result<Vec<QueueEntry>> {
     let workers = sqlx::query!(
         r#"select w.name, w.assets as "assets: Json<Vec<AssetSummary>>" from worker w
            join worker_pulse p on p.worker_id = w.id where p.seen_at > now() - make_interval(secs => $1)"#,
-        f64::from(SUSPECT_SECONDS)
+        suspect_seconds(lease_seconds)
     )
     .fetch_all(&mut *conn)
     .await?;
@@ -282,6 +285,6 @@ pub async fn queue(pool: &PgPool) -> Result<Vec<QueueEntry>> {
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn why_waiting(pool: &PgPool) -> Result<Vec<(Uuid, String)>> {
-    Ok(queue(pool).await?.into_iter().map(|entry| (entry.run_id, entry.why)).collect())
+pub async fn why_waiting(pool: &PgPool, lease_seconds: f64) -> Result<Vec<(Uuid, String)>> {
+    Ok(queue(pool, lease_seconds).await?.into_iter().map(|entry| (entry.run_id, entry.why)).collect())
 }

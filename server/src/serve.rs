@@ -45,6 +45,9 @@ pub struct ServeArgs {
     /// A host name, besides the loopback ones, that requests may name; may be repeated
     #[arg(long = "host", env = "CAUSEWAY_HOSTS", value_delimiter = ',')]
     pub hosts: Vec<String>,
+    /// Seconds after which a silent worker's lease is taken back
+    #[arg(long, env = "CAUSEWAY_LEASE_SECONDS", default_value_t = scheduler::LEASE_SECONDS)]
+    pub lease_seconds: f64,
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -84,6 +87,7 @@ async fn serve_with(args: &ServeArgs, url: &str, stop: &CancellationToken) -> Re
         blobs: Blobs::open(&args.state.join("blobs"))?,
         wake: Wake::default(),
         hosts: Hosts::new(args.hosts.iter().cloned()),
+        lease_seconds: args.lease_seconds,
         stop: stop.clone(),
     };
     let user = auth::ensure_token_file(&pool, &args.state.join("user.token"), TokenKind::User).await?;

@@ -28,7 +28,7 @@ pub struct Worker {
     pub host: String,
     /// Version of its trainer.
     pub version: String,
-    /// `ready`, `suspect` (silent for 15 s) or `lost` (for a lease period).
+    /// `ready`, `suspect` (silent for half a lease) or `lost` (for a whole one).
     pub state: String,
     /// Device names.
     pub devices: Vec<String>,
@@ -120,14 +120,14 @@ pub async fn pulse(pool: &PgPool, id: Uuid) -> Result<()> {
 #[utoipa::path(get, path = "/api/v1/workers", operation_id = "list_workers", tag = "workers",
     responses((status = 200, body = Vec<Worker>)))]
 pub async fn list_workers(State(app): State<App>) -> Result<Json<Vec<Worker>>> {
-    workers(&app.pool).await.map(Json)
+    workers(&app.pool, app.lease_seconds).await.map(Json)
 }
 
 /// The workers with their leases, the worst state first.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn workers(pool: &PgPool) -> Result<Vec<Worker>> {
+pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
     let rows = sqlx::query!(
         r#"select w.id, w.name, w.host, w.version, w.devices, w.assets, w.registered_at, p.seen_at,
                   extract(epoch from now() - p.seen_at)::float8 as "silent!"
@@ -159,7 +159,7 @@ pub async fn workers(pool: &PgPool) -> Result<Vec<Worker>> {
             name: row.name,
             host: row.host,
             version: row.version,
-            state: state_after(row.silent).as_str().to_owned(),
+            state: state_after(row.silent, lease_seconds).as_str().to_owned(),
             devices: row.devices,
             assets: row.assets,
             registered_at: row.registered_at,
@@ -172,10 +172,10 @@ pub async fn workers(pool: &PgPool) -> Result<Vec<Worker>> {
 }
 
 /// Suspect first, lost later: silence is not death.
-fn state_after(silent_seconds: f64) -> WorkerState {
-    if silent_seconds <= f64::from(scheduler::SUSPECT_SECONDS) {
+fn state_after(silent_seconds: f64, lease_seconds: f64) -> WorkerState {
+    if silent_seconds <= scheduler::suspect_seconds(lease_seconds) {
         WorkerState::Ready
-    } else if silent_seconds <= f64::from(scheduler::LEASE_SECONDS) {
+    } else if silent_seconds <= lease_seconds {
         WorkerState::Suspect
     } else {
         WorkerState::Lost

@@ -60,6 +60,8 @@ pub struct Score {
 pub struct Variant {
     /// Label of the line.
     pub label: String,
+    /// Label at the line's end, where there is room for a word.
+    pub short: String,
     /// The method's word.
     pub method: String,
     /// How many variants of the same method come before it.
@@ -127,6 +129,8 @@ pub struct AlphaFigure {
 pub struct LineKey {
     /// Label.
     pub label: String,
+    /// Label at the line's end.
+    pub short: String,
     /// The method's word.
     pub method: String,
     /// Hue, marker, hollow.
@@ -341,6 +345,7 @@ fn line_keys(input: &FigureInput, panels: &[Panel], keep: f64) -> Vec<LineKey> {
             .unwrap_or(0);
         LineKey {
             label: variant.label.clone(),
+            short: variant.short.clone(),
             method: variant.method.clone(),
             look: identity(&variant.method),
             dash: DASHES[variant.ordinal % DASHES.len()],

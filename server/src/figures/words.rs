@@ -27,8 +27,7 @@ pub fn points(size: f64) -> String {
 
 /// The label at a line's end: where it arrived and what that changed.
 pub fn end_label(line: &LineKey, last: &Place) -> String {
-    // A line that stops early says so in the key, which has the room for it.
-    let name = if line.label.chars().count() > 9 { String::new() } else { format!("{} ", line.label) };
+    let name = if line.short.is_empty() { String::new() } else { format!("{} ", line.short) };
     match last.delta {
         Some(delta) => format!("{name}{} ({})", value(last.mean), signed(delta)),
         None => format!("{name}{}", value(last.mean)),

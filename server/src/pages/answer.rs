@@ -1,0 +1,96 @@
+//! The answer of an experiment in a sentence or two, generated from the numbers under it.
+
+use super::figure::Measured;
+use crate::figures::{AlphaFigure, points, signed, stats::Paired};
+use causeway_protocol::Alpha;
+
+/// What the figure says.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// The answer.
+    pub sentence: String,
+    /// What qualifies it.
+    pub details: Vec<String>,
+}
+
+/// Writes the answer; none while no line has an end to speak of.
+pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
+    let (goal, guard) = (figure.rule.goal, figure.rule.guard);
+    let best = figure
+        .lines
+        .iter()
+        .enumerate()
+        .filter_map(|(at, line)| Some((at, line, line.best?)))
+        .max_by(|a, b| a.2.goal_delta.total_cmp(&b.2.goal_delta))?;
+    let (at, line, chosen) = best;
+    let mut details = Vec::new();
+    let sentence = if chosen.alpha > 0.0 {
+        let interval = Alpha::from_f64(chosen.alpha).and_then(|a| measured.role_against_backbone(at, goal, a));
+        let cost = match (guard, chosen.guard_delta) {
+            (Some(guard), Some(delta)) if delta <= -0.05 => format!(" and loses {} on {guard}", points(delta)),
+            (Some(guard), Some(delta)) if delta >= 0.05 => format!(" and {} on {guard}", points(delta)),
+            (Some(guard), Some(_)) => format!(" and loses nothing on {guard}"),
+            _ => String::new(),
+        };
+        let doubt = interval.map(|paired| {
+            let ends = interval_text(&paired);
+            if paired.interval.holds_zero() {
+                format!("The paired 95 % interval over images of this gain is {ends}: it holds 0, so it may be none.")
+            } else {
+                format!("The paired 95 % interval over images of this gain is {ends}.")
+            }
+        });
+        details.extend(doubt);
+        format!(
+            "{} gains {} on {goal}{cost}, at α {} ({}).",
+            line.label,
+            points(chosen.goal_delta),
+            chosen.alpha,
+            line.seeds
+        )
+    } else {
+        let guarded = guard.map_or(String::new(), |guard| {
+            format!(" without losing more than {} on {guard}", points(figure.rule.keep))
+        });
+        format!("No line gains on {goal}{guarded}: the best α is 0, the backbone.")
+    };
+    details.extend(ends(figure, measured));
+    Some(Answer { sentence, details })
+}
+
+/// What the fine-tuned weights themselves did, and how many curves moved at all.
+fn ends(figure: &AlphaFigure, measured: &Measured) -> Vec<String> {
+    let mut changes = Vec::new();
+    let (mut moved, mut all) = (0, 0);
+    for (at, line) in figure.lines.iter().enumerate() {
+        let roles = ["id", "target", "ood"].into_iter().filter_map(|role| {
+            let delta = measured.role_against_backbone(at, role, Alpha::ONE)?.delta;
+            Some(format!("{role} {}", signed(delta)))
+        });
+        let roles: Vec<String> = roles.collect();
+        if !roles.is_empty() {
+            changes.push(format!("{} {}", line.label, roles.join(", ")));
+        }
+        for dataset in 0..measured.input.datasets.len() {
+            if let Some(paired) = measured.against_backbone(at, dataset, Alpha::ONE) {
+                all += 1;
+                moved += usize::from(!paired.interval.holds_zero());
+            }
+        }
+    }
+    if changes.is_empty() {
+        return Vec::new();
+    }
+    let clear = match (moved, all) {
+        (0, _) => "No curve ends further from the backbone than its paired 95 % interval.".to_owned(),
+        (moved, all) => {
+            format!("{moved} of {all} curves end further from the backbone than their paired 95 % interval.")
+        }
+    };
+    vec![format!("At α 1: {}. {clear}", changes.join("; "))]
+}
+
+/// "+0.4 to +5.8".
+pub fn interval_text(paired: &Paired) -> String {
+    format!("{} to {}", signed(paired.interval.lo), signed(paired.interval.hi))
+}

@@ -1,0 +1,427 @@
+//! From curves as they are stored to the figure as a page shows it.
+
+use super::format::escape_json;
+use crate::{
+    Result,
+    curves::Curve,
+    figures::{
+        self, AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, NARROW, Place, Score, SeedCurve, Variant,
+        View, WIDE,
+        stats::{Paired, SEEDS_FOR_INTERVAL, mean_paired, paired},
+    },
+};
+use causeway_protocol::{Alpha, Hits, Role};
+use serde::Serialize;
+use sqlx::PgPool;
+use std::collections::{BTreeMap, HashMap};
+use uuid::Uuid;
+
+/// A run whose curve is a line, or a part of one.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The run.
+    pub run: Uuid,
+    /// Equal for the runs of one line.
+    pub line: String,
+    /// Label of the line.
+    pub label: String,
+    /// Label where there is little room.
+    pub short: String,
+    /// Number of α its spec asks for.
+    pub wanted: usize,
+    /// Whether points may still come.
+    pub open: bool,
+    /// The method's word.
+    pub method: String,
+    /// Its seed.
+    pub seed: i64,
+    /// Its name.
+    pub name: String,
+}
+
+/// Curves under one protocol, ready for figures and for paired comparisons.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// What the figure is computed from.
+    pub input: FigureInput,
+    /// Which queries were right, by checkpoint (empty for the backbone), dataset and α.
+    hits: HashMap<(String, usize, Alpha), Hits>,
+    /// Runs left out because they start from another backbone than most.
+    pub other_backbones: usize,
+}
+
+impl Measured {
+    /// Gathers the curves of the given runs; datasets come in the order of the curves.
+    ///
+    /// # Errors
+    /// If the database does not answer.
+    pub async fn gather(pool: &PgPool, curves: Vec<Curve>, sources: &[Source]) -> Result<Measured> {
+        let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
+        for curve in &curves {
+            *votes.entry(&curve.backbone).or_default() += 1;
+        }
+        let backbone = votes.into_iter().max_by_key(|(_, count)| *count).map(|(digest, _)| digest.to_owned());
+        let (curves, others): (Vec<Curve>, Vec<Curve>) =
+            curves.into_iter().partition(|curve| Some(&curve.backbone) == backbone.as_ref());
+        let mut left_out: Vec<Uuid> = others.iter().map(|curve| curve.run_id).collect();
+        left_out.sort_unstable();
+        left_out.dedup();
+        let datasets = datasets(pool, &curves).await?;
+        let mut measured = Measured {
+            input: FigureInput { backbone: vec![None; datasets.len()], datasets, variants: Vec::new() },
+            hits: HashMap::new(),
+            other_backbones: left_out.len(),
+        };
+        let mut scores: HashMap<Uuid, (String, Vec<BTreeMap<Alpha, Score>>)> = HashMap::new();
+        for curve in curves {
+            measured.take(curve, &mut scores);
+        }
+        measured.input.variants = variants(sources, &scores, measured.input.datasets.len());
+        Ok(measured)
+    }
+
+    fn take(&mut self, curve: Curve, scores: &mut HashMap<Uuid, (String, Vec<BTreeMap<Alpha, Score>>)>) {
+        let Some(at) = self.input.datasets.iter().position(|d| d.digest == curve.dataset.digest) else { return };
+        let checkpoint = curve.checkpoint.unwrap_or_default();
+        let of_run = scores
+            .entry(curve.run_id)
+            .or_insert_with(|| (checkpoint.clone(), vec![BTreeMap::new(); self.input.datasets.len()]));
+        for point in curve.points {
+            let score = Score { n: point.n.unsigned_abs(), correct: point.correct.unsigned_abs() };
+            if point.alpha == Alpha::ZERO {
+                self.input.backbone[at] = Some(score);
+                self.hits.insert((String::new(), at, Alpha::ZERO), point.hits);
+            } else {
+                of_run.1[at].insert(point.alpha, score);
+                self.hits.insert((checkpoint.clone(), at, point.alpha), point.hits);
+            }
+        }
+    }
+
+    /// Which queries of a dataset a checkpoint had right at α; the backbone's at 0.
+    pub fn hits(&self, checkpoint: &str, dataset: usize, alpha: Alpha) -> Option<&Hits> {
+        let checkpoint = if alpha == Alpha::ZERO { "" } else { checkpoint };
+        self.hits.get(&(checkpoint.to_owned(), dataset, alpha))
+    }
+
+    /// A line at α against the backbone on one dataset, over the same queries, its seeds averaged.
+    pub fn against_backbone(&self, line: usize, dataset: usize, alpha: Alpha) -> Option<Paired> {
+        let before = self.hits("", dataset, Alpha::ZERO)?;
+        let seeds = &self.input.variants.get(line)?.seeds;
+        let pairs: Vec<(&Hits, &Hits)> = seeds
+            .iter()
+            .filter_map(|seed| Some((before, self.hits(&seed.checkpoint, dataset, alpha)?)))
+            .collect();
+        paired(&pairs, self.input.backbone.get(dataset)?.as_ref()?.n as usize)
+    }
+
+    /// The same, averaged over the datasets of a role.
+    pub fn role_against_backbone(&self, line: usize, role: &str, alpha: Alpha) -> Option<Paired> {
+        let of_role = self.input.datasets.iter().enumerate().filter(|(_, d)| d.role.as_str() == role);
+        let parts: Option<Vec<Paired>> =
+            of_role.map(|(dataset, _)| self.against_backbone(line, dataset, alpha)).collect();
+        mean_paired(&parts?)
+    }
+}
+
+async fn datasets(pool: &PgPool, curves: &[Curve]) -> Result<Vec<Dataset>> {
+    let mut order: Vec<(String, Role)> = Vec::new();
+    for curve in curves {
+        if !order.iter().any(|(digest, _)| *digest == curve.dataset.digest) {
+            let role = match curve.dataset.role.as_str() {
+                "id" => Role::Id,
+                "target" => Role::Target,
+                _ => Role::Ood,
+            };
+            order.push((curve.dataset.digest.clone(), role));
+        }
+    }
+    let digests: Vec<String> = order.iter().map(|(digest, _)| digest.clone()).collect();
+    let rows = sqlx::query!(
+        r#"select digest, title, licence, source, queries, bank, leave_one_out,
+                  jsonb_array_length(classes) as "classes!"
+           from dataset where digest = any($1)"#,
+        &digests
+    )
+    .fetch_all(pool)
+    .await?;
+    let found = order.into_iter().filter_map(|(digest, role)| {
+        let row = rows.iter().find(|row| row.digest == digest)?;
+        Some(Dataset {
+            digest,
+            title: row.title.clone(),
+            role,
+            licence: row.licence.clone(),
+            source: row.source.clone(),
+            queries: row.queries.unsigned_abs(),
+            bank: row.bank.unsigned_abs(),
+            leave_one_out: row.leave_one_out,
+            classes: usize::try_from(row.classes).unwrap_or(0),
+        })
+    });
+    Ok(found.collect())
+}
+
+/// Lines in the order of their first run. Where a seed was run twice, the run that got further counts.
+fn variants(
+    sources: &[Source],
+    scores: &HashMap<Uuid, (String, Vec<BTreeMap<Alpha, Score>>)>,
+    datasets: usize,
+) -> Vec<Variant> {
+    let mut lines: Vec<(&str, Variant)> = Vec::new();
+    for source in sources {
+        let (checkpoint, scores) = scores.get(&source.run).cloned().unwrap_or_default();
+        let points: usize = scores.iter().map(BTreeMap::len).sum();
+        if points == 0 && !source.open {
+            continue;
+        }
+        let scores = if scores.is_empty() { vec![BTreeMap::new(); datasets] } else { scores };
+        let seed = SeedCurve {
+            seed: source.seed,
+            run: source.run,
+            run_name: source.name.clone(),
+            checkpoint,
+            wanted: source.wanted,
+            scores,
+        };
+        let at = match lines.iter().position(|(line, _)| *line == source.line) {
+            Some(at) => at,
+            None => {
+                let ordinal = lines.iter().filter(|(_, variant)| variant.method == source.method).count();
+                let variant = Variant {
+                    label: source.label.clone(),
+                    short: source.short.clone(),
+                    method: source.method.clone(),
+                    ordinal,
+                    seeds: Vec::new(),
+                };
+                lines.push((&source.line, variant));
+                lines.len() - 1
+            }
+        };
+        let seeds = &mut lines[at].1.seeds;
+        match seeds.iter().position(|other| other.seed == seed.seed) {
+            Some(other) if seeds[other].scores.iter().map(BTreeMap::len).sum::<usize>() <= points => {
+                seeds[other] = seed;
+            }
+            Some(_) => {}
+            None => seeds.push(seed),
+        }
+    }
+    lines.into_iter().map(|(_, variant)| variant).collect()
+}
+
+/// The figure as the template shows it.
+#[derive(Debug)]
+pub struct FigureView {
+    /// The computed figure.
+    pub figure: AlphaFigure,
+    /// Its panels, drawn for wide and for narrow places.
+    pub panels: Vec<PanelView>,
+    /// The key, which is also the readout: the backbone's row, then one per line.
+    pub rows: Vec<KeyRow>,
+    /// The model for the browser, safe inside a script element.
+    pub model: String,
+    /// Sentences under the figure.
+    pub caption: Vec<String>,
+    /// The same numbers as tables.
+    pub tables: Vec<super::numbers::Numbers>,
+}
+
+/// A panel of the figure.
+#[derive(Debug)]
+pub struct PanelView {
+    /// Title of the dataset.
+    pub title: String,
+    /// Its role.
+    pub role: &'static str,
+    /// "264 images".
+    pub queries: String,
+    /// SVG with labels at the lines' ends.
+    pub wide: String,
+    /// SVG without.
+    pub narrow: String,
+}
+
+/// A row of the key.
+#[derive(Debug)]
+pub struct KeyRow {
+    /// Index of the line; none for the backbone.
+    pub line: Option<usize>,
+    /// Sample of the line.
+    pub sample: String,
+    /// Name.
+    pub name: String,
+    /// "2 seeds · best α 0.4".
+    pub note: String,
+    /// One per dataset: what is at the end of the line.
+    pub cells: Vec<Option<Cell>>,
+}
+
+/// A value of the readout.
+#[derive(Debug)]
+pub struct Cell {
+    /// Accuracy, percent.
+    pub value: String,
+    /// Difference from the backbone, points.
+    pub delta: String,
+    /// `gain`, `loss` or nothing.
+    pub tone: &'static str,
+    /// Range, interval or nothing, in words.
+    pub band: String,
+}
+
+impl FigureView {
+    /// Draws the figure. None while nothing at all is measured.
+    pub fn new(measured: &Measured, options: FigureOptions, protocol: &str) -> Option<FigureView> {
+        if measured.input.backbone.iter().all(Option::is_none) {
+            return None;
+        }
+        let figure = figures::alpha_figure(&measured.input, options);
+        let panels = figure.panels.iter().enumerate().map(|(at, panel)| PanelView {
+            title: panel.title.clone(),
+            role: panel.role,
+            queries: super::format::plural(i64::from(panel.queries), "image"),
+            wide: figures::panel_svg(&figure, panel, &WIDE, &format!("w{at}")),
+            narrow: figures::panel_svg(&figure, panel, &NARROW, &format!("n{at}")),
+        });
+        #[derive(Serialize)]
+        struct Model<'a> {
+            #[serde(flatten)]
+            figure: &'a AlphaFigure,
+            wide: figures::Layout,
+            narrow: figures::Layout,
+        }
+        let model = Model { figure: &figure, wide: WIDE, narrow: NARROW };
+        let model = serde_json::to_value(&model).map(round).unwrap_or_default();
+        Some(FigureView {
+            panels: panels.collect(),
+            rows: key_rows(&figure),
+            model: escape_json(&model),
+            caption: caption(&figure, protocol, measured.other_backbones),
+            tables: super::numbers::tables(&figure),
+            figure,
+        })
+    }
+}
+
+/// Numbers of the model to a thousandth: the browser draws pixels.
+fn round(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().map_or(Value::Null, |f| serde_json::json!((f * 1e4).round() / 1e4))
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(round).collect()),
+        Value::Object(fields) => Value::Object(fields.into_iter().map(|(k, v)| (k, round(v))).collect()),
+        other => other,
+    }
+}
+
+fn key_rows(figure: &AlphaFigure) -> Vec<KeyRow> {
+    let backbone = KeyRow {
+        line: None,
+        sample: figures::key_svg(None),
+        name: "backbone".to_owned(),
+        note: "α = 0".to_owned(),
+        cells: figure
+            .panels
+            .iter()
+            .map(|panel| {
+                Some(Cell {
+                    value: figures::value(panel.backbone?),
+                    delta: String::new(),
+                    tone: "",
+                    band: band_text(panel.backbone_band, "95 %"),
+                })
+            })
+            .collect(),
+    };
+    let lines = figure.lines.iter().enumerate().map(|(at, key)| KeyRow {
+        line: Some(at),
+        sample: figures::key_svg(Some(key)),
+        name: key.label.clone(),
+        note: note(key),
+        cells: figure
+            .panels
+            .iter()
+            .map(|panel| panel.lines[at].points.last().filter(|p| p.alpha == 1.0).map(cell))
+            .collect(),
+    });
+    std::iter::once(backbone).chain(lines).collect()
+}
+
+fn note(key: &LineKey) -> String {
+    let best = key.best.map(|best| format!("best α {}", best.alpha));
+    [Some(key.seeds.clone()), key.progress.clone(), best].into_iter().flatten().collect::<Vec<_>>().join(" · ")
+}
+
+/// A measured place in words.
+pub fn cell(place: &Place) -> Cell {
+    let (band, name) = match place.n {
+        0 | 1 => (place.wilson, "95 %"),
+        n if n < SEEDS_FOR_INTERVAL => (place.band, "range"),
+        _ => (place.band, "95 % t"),
+    };
+    let delta = place.delta.filter(|_| place.n > 0);
+    Cell {
+        value: figures::value(place.mean),
+        delta: delta.map(figures::signed).unwrap_or_default(),
+        tone: match delta {
+            Some(delta) if delta >= 0.05 => "gain",
+            Some(delta) if delta <= -0.05 => "loss",
+            _ => "",
+        },
+        band: band_text(band, name),
+    }
+}
+
+fn band_text(band: Option<(f64, f64)>, name: &str) -> String {
+    band.map(|(lo, hi)| format!("{name} {}\u{2013}{}", figures::value(lo), figures::value(hi))).unwrap_or_default()
+}
+
+fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<String> {
+    let mut sentences = vec![match figure.view {
+        View::Accuracy => format!(
+            "Top-1 accuracy in percent against α: 0 is the backbone (diamond, dashed), 1 the fine-tuned weights. \
+             Each panel spans {} points.",
+            figure.span
+        ),
+        View::Delta => "Points of top-1 accuracy against the backbone (0, diamond, dashed) over α; all panels share \
+                        one scale."
+            .to_owned(),
+    }];
+    let most = figure.lines.iter().map(|line| line.n).max().unwrap_or(0);
+    sentences.push(match most {
+        0 => "Nothing is measured yet but the backbone.".to_owned(),
+        1 => "One seed per line; intervals are Wilson's 95 % over the images.".to_owned(),
+        n if n < SEEDS_FOR_INTERVAL => {
+            "Thin lines are seeds, the bold line is their mean; ranges are over seeds, which are too few for an \
+             interval."
+                .to_owned()
+        }
+        _ => "Bands are 95 % t intervals over seeds.".to_owned(),
+    });
+    if figure.lines.iter().any(|line| line.best.is_some_and(|best| best.alpha > 0.0)) {
+        let rule = &figure.rule;
+        let guard = rule.guard.map_or(String::new(), |guard| {
+            format!(" that costs mean {guard} at most {}", figures::points(rule.keep))
+        });
+        sentences.push(format!(
+            "Ring: best α, the measured α with the highest mean {} accuracy{guard}; chosen on the datasets shown.",
+            rule.goal
+        ));
+    }
+    if other_backbones > 0 {
+        let runs = super::format::plural(i64::try_from(other_backbones).unwrap_or(i64::MAX), "run");
+        sentences.push(format!("{runs} from another backbone not shown."));
+    }
+    sentences.push(format!("Protocol {protocol}."));
+    sentences
+}
+
+impl Default for FigureOptions {
+    fn default() -> FigureOptions {
+        FigureOptions { view: View::Accuracy, keep: 1.0 }
+    }
+}

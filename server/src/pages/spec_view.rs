@@ -1,0 +1,117 @@
+//! A spec as people read it: its leaves by path, what was set apart from what was left at its default.
+
+use crate::curves::flatten;
+use causeway_protocol::Spec;
+use serde_json::Value;
+
+/// One value of a spec.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Dotted path.
+    pub path: String,
+    /// The value in words.
+    pub value: String,
+    /// Whether it differs from what leaving it out would give.
+    pub set: bool,
+}
+
+/// The leaves of a spec. A leaf is a default if the spec without it reads back as the same spec.
+pub fn leaves(document: &Value) -> Vec<Leaf> {
+    let whole = serde_json::from_value::<Spec>(document.clone()).ok();
+    let mut leaves = Vec::new();
+    flatten(document, String::new(), &mut |path, value| {
+        let without = whole.as_ref().and_then(|_| {
+            let mut rest = document.clone();
+            remove(&mut rest, &path);
+            serde_json::from_value::<Spec>(rest).ok()
+        });
+        let set = without.is_none() || without != whole;
+        leaves.push(Leaf { value: words(value), set, path });
+    });
+    leaves
+}
+
+fn remove(document: &mut Value, path: &str) {
+    let (parents, last) = path.rsplit_once('.').unwrap_or(("", path));
+    let parent = parents
+        .split('.')
+        .filter(|name| !name.is_empty())
+        .try_fold(document, |value, name| value.get_mut(name));
+    if let Some(Value::Object(fields)) = parent {
+        fields.remove(last);
+    }
+}
+
+/// A value in words: text without quotes, datasets by name and role.
+pub fn words(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.is_empty() => "(empty)".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "none".to_owned(),
+        Value::Array(list) => list.iter().map(words).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => match (fields.get("asset"), fields.get("role")) {
+            (Some(Value::String(asset)), Some(Value::String(role))) => format!("{asset} ({role})"),
+            _ => value.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// Paths that say who and when rather than what; they never tell two lines apart.
+const AROUND: [&str; 7] = ["experiment", "name", "note", "tags", "priority", "max_attempts", "seed"];
+
+/// Labels for lines of one method: the method's word, and where there are several variants of it, the values in which
+/// they differ.
+pub fn labels(specs: &[(&str, &Value)]) -> Vec<String> {
+    let labels = specs.iter().map(|(method, spec)| {
+        let peers: Vec<Value> = specs.iter().filter(|(m, _)| m == method).map(|(_, s)| (*s).clone()).collect();
+        let differing = crate::curves::differing(&peers);
+        let mut parts = vec![method.replace('_', " ")];
+        for path in differing.keys().filter(|path| !AROUND.contains(&path.as_str())).take(3) {
+            let value = path.split('.').try_fold(*spec, |value, name| value.get(name));
+            let name = path.rsplit('.').next().unwrap_or(path).replace('_', " ");
+            let value = value.map_or("absent".to_owned(), words);
+            // Digests are told apart by their beginnings.
+            let value = if value.len() == 64 { value[..8].to_owned() } else { value };
+            parts.push(format!("{name} {value}"));
+        }
+        parts.join(" · ")
+    });
+    labels.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec() -> Value {
+        let spec = json!({
+            "experiment": "e", "kind": "evaluate", "name": "x",
+            "weights": {"theta0": {"asset": "a"}, "theta1": {"asset": "b"}},
+            "evaluation": {"datasets": [{"asset": "d", "role": "ood"}], "k": [10]}
+        });
+        let filled: Spec = serde_json::from_value(spec).unwrap();
+        serde_json::to_value(filled).unwrap()
+    }
+
+    #[test]
+    fn what_was_set_is_told_from_what_was_left() {
+        let leaves = leaves(&spec());
+        let set: Vec<&str> = leaves.iter().filter(|leaf| leaf.set).map(|leaf| leaf.path.as_str()).collect();
+        assert_eq!(
+            set,
+            ["evaluation.datasets", "evaluation.k", "experiment", "kind", "name", "weights.theta0.asset", "weights.theta1.asset"]
+        );
+        let datasets = leaves.iter().find(|leaf| leaf.path == "evaluation.datasets").unwrap();
+        assert_eq!(datasets.value, "d (ood)");
+    }
+
+    #[test]
+    fn variants_of_a_method_are_labelled_by_what_differs() {
+        let (a, mut b) = (json!({"seed": 0, "method": {"rank": 8}}), json!({"seed": 1, "method": {"rank": 16}}));
+        assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter · rank 8", "adapter · rank 16"]);
+        b = json!({"seed": 1, "method": {"rank": 8}});
+        assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter", "adapter"]);
+    }
+}

@@ -169,3 +169,94 @@ pub fn rate_factor(training: &Training, step: u64) -> f64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::{assert_near, numbers};
+    use crate::weights::bitwise_equal;
+
+    fn training() -> Training {
+        serde_json::from_value(serde_json::json!({"steps": 10, "learning_rate": 1.0, "warmup_steps": 3}))
+            .unwrap()
+    }
+
+    /// The steps of `goldens/reference.py`.
+    fn reference_steps(optimiser: &mut AdamW, steps: std::ops::Range<i64>) -> Vec<f64> {
+        let gradient = |count: i64, by: i64, shift: i64, modulus: i64| -> Vec<f32> {
+            (0..count).map(|i| ((i * by + shift) % modulus - modulus / 2) as f32 / 10.0).collect()
+        };
+        steps
+            .map(|step| {
+                let matrix = Tensor::from_slice(&gradient(6, 7, step * 5, 11)).reshape([2, 3]);
+                let mut gradients = [matrix, Tensor::from_slice(&gradient(3, 3, step * 4, 7))];
+                let norm = clip(&mut gradients, 0.75);
+                optimiser.step(&gradients, rate_factor(&training(), step as u64));
+                norm
+            })
+            .collect()
+    }
+
+    fn reference_optimiser() -> (AdamW, Tensor, Tensor) {
+        let mut optimiser = AdamW::new((0.9, 0.98));
+        let matrix = Tensor::from_slice(&[0.5f32, -0.25, 0.125, 1.0, -1.0, 0.0]).reshape([2, 3]);
+        let matrix = optimiser.train("matrix", &matrix, 0.02, 0.1);
+        let vector = optimiser.train("vector", &Tensor::from_slice(&[0.1f32, 0.2, -0.3]), 0.005, 0.1);
+        (optimiser, matrix, vector)
+    }
+
+    #[test]
+    fn ten_steps_are_torch_s() {
+        let (mut optimiser, matrix, vector) = reference_optimiser();
+        let norms = reference_steps(&mut optimiser, 0..10);
+        // The same formula, a product rounded once more: an ulp or two of values near 1.
+        assert_near(&Tensor::from_slice(&norms), &numbers("adamw.norms"), 1e-6);
+        assert_near(&matrix, &numbers("adamw.matrix"), 1e-6);
+        assert_near(&vector, &numbers("adamw.vector"), 1e-6);
+        assert_eq!(optimiser.values(), 9);
+    }
+
+    #[test]
+    fn restored_state_goes_on_bit_for_bit() {
+        let (mut undisturbed, matrix, _) = reference_optimiser();
+        reference_steps(&mut undisturbed, 0..10);
+        let (mut first, _, _) = reference_optimiser();
+        reference_steps(&mut first, 0..4);
+        let (mut second, resumed, _) = reference_optimiser();
+        second.restore(&first.state(), 4).unwrap();
+        reference_steps(&mut second, 4..10);
+        assert!(bitwise_equal(&resumed.detach(), &matrix.detach()));
+        assert!(second.restore(&Tensors::new(), 4).is_err());
+    }
+
+    #[test]
+    fn decay_spares_vectors_and_token_tables() {
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (tch::Kind::Float, tch::Device::Cpu));
+        for (name, shape, decayed) in [
+            ("encoder/blocks.0.attn.qkv.weight", [6, 2].as_slice(), true),
+            ("encoder/patch_embed.proj.weight", &[4, 3, 2, 2], true),
+            ("heads/image", &[4, 2], true),
+            ("encoder/blocks.0.attn.qkv.bias", &[6], false),
+            ("encoder/blocks.0.ls1.gamma", &[4], false),
+            ("encoder/blocks.0.adapter.scale", &[4], false),
+            ("encoder/cls_token", &[1, 1, 4], false),
+            ("encoder/pos_embed", &[1, 5, 4], false),
+            ("heads/logit_scale", &[], false),
+        ] {
+            assert_eq!(is_decayed(name, &zeros(shape)), decayed, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_rate_rises_over_the_warm_up_and_ends_at_zero() {
+        let mut training = training();
+        let factors: Vec<f64> = (0..10).map(|step| rate_factor(&training, step)).collect();
+        assert_eq!(factors[..4], [1.0 / 3.0, 2.0 / 3.0, 1.0, 1.0]);
+        assert!(factors[3..].windows(2).all(|pair| pair[1] < pair[0]), "{factors:?}");
+        assert!(factors[9] < 0.06 && rate_factor(&training, 10).abs() < 1e-12);
+        training.schedule = Schedule::Constant;
+        assert_eq!(rate_factor(&training, 9), 1.0);
+        training.warmup_steps = 0;
+        assert_eq!(rate_factor(&training, 0), 1.0);
+    }
+}

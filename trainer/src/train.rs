@@ -261,3 +261,6 @@ impl Progress {
         Some(RunProgress { phase: Phase::Train, done, total: self.total, images_per_second, doing })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,3 +44,37 @@ fn name(block: i64, norm: Norm, leaf: &str) -> String {
     };
     format!("blocks.{block}.{site}.{leaf}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::vit::tiny;
+    use crate::weights::initial;
+
+    #[test]
+    fn a_vit_s_has_24_sites_and_18_432_values() {
+        let config = VitConfig { dim: 384, depth: 12, mlp_dim: 1536, patch: 14, grid: 37, layer_scale: true };
+        let added = added(&config).start;
+        assert_eq!(added.names().filter(|name| name.ends_with("beta")).count(), 24);
+        assert_eq!(added.values(), 18_432);
+    }
+
+    #[test]
+    fn folding_into_the_norm_is_the_same_as_modulating_its_output() {
+        let backbone = tiny(false);
+        let norm = |leaf: &str| &backbone.tensors[&format!("blocks.1.norm2.{leaf}")];
+        let mut tensors = Tensors::new();
+        for leaf in ["delta_gamma", "beta"] {
+            tensors.insert(name(1, Norm::Second, leaf), initial::normal(4, leaf, &[64], 0.5));
+        }
+        let x = initial::normal(4, "x", &[2, 5, 64], 1.0);
+        let layer_norm =
+            |weight: &Tensor, bias: &Tensor| x.layer_norm([64], Some(weight), Some(bias), 1e-6, false);
+        let (weight, bias) = fold(&tensors, 1, Norm::Second, norm("weight"), norm("bias"));
+        let modulated = (&tensors["blocks.1.film2.delta_gamma"] + 1.0)
+            * layer_norm(norm("weight"), norm("bias"))
+            + &tensors["blocks.1.film2.beta"];
+        assert!(layer_norm(&weight, &bias).allclose(&modulated, 1e-5, 1e-5, false));
+        assert!(!modulated.allclose(&layer_norm(norm("weight"), norm("bias")), 1e-2, 1e-2, false));
+    }
+}

@@ -83,3 +83,43 @@ pub fn after_block(method: &Method, tensors: &Tensors, block: i64, x: Tensor) ->
         Method::Full {} | Method::Film {} => x,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::vit::{Vit, tiny};
+    use crate::weights::{bitwise_equal, initial};
+    use causeway_protocol::AdapterInit;
+
+    #[test]
+    fn every_method_starts_as_the_backbone_bit_for_bit() {
+        let methods = [
+            Method::Full {},
+            Method::Adapter { rank: 8, init: AdapterInit::Zero, learned_scale: true },
+            Method::Adapter { rank: 3, init: AdapterInit::Zero, learned_scale: false },
+            Method::Film {},
+        ];
+        let pixels = initial::normal(1, "pixels", &[3, 3, 42, 42], 1.0);
+        for layer_scale in [false, true] {
+            let backbone = tiny(layer_scale);
+            let bare = Vit::bare(&backbone.config).features(&backbone.tensors, &pixels);
+            for method in &methods {
+                let mut tensors = backbone.tensors.share();
+                let start = added(method, &backbone.config, 7).start;
+                tensors.extend(start.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
+                let vit = Vit { config: backbone.config.clone(), method: method.clone() };
+                assert!(bitwise_equal(&vit.features(&tensors, &pixels), &bare), "{method:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_full_trains_the_backbone() {
+        let backbone = tiny(true);
+        let trained = |method: &Method| trainable_values(method, &backbone);
+        assert_eq!(trained(&Method::Full {}), backbone.tensors.values());
+        assert_eq!(trained(&Method::Film {}), 2 * 2 * 2 * 64);
+        let adapter = Method::Adapter { rank: 4, init: AdapterInit::Zero, learned_scale: true };
+        assert_eq!(trained(&adapter), 2 * (2 * 64 * 4 + 4 + 64 + 64));
+    }
+}

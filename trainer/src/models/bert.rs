@@ -205,3 +205,53 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::{assert_near, model, numbers};
+
+    /// As in `goldens/reference.py`.
+    const CAPTIONS: [&str; 5] = [
+        "A squirrel.",
+        "a cat",
+        "a kitten",
+        "a lorry",
+        "Two children fly a red kite over the dunes, naïvely.",
+    ];
+
+    #[test]
+    fn embeddings_are_those_of_sentence_transformers() {
+        let encoder = TextEncoder::open(&model("minilm-l6")).unwrap();
+        let embeddings = encoder.embed(&CAPTIONS).unwrap();
+        // The reference pads to the longest and masks; ours never pads. f32 rounding over six layers.
+        assert_near(&embeddings.narrow(1, 0, 6), &numbers("sentences.first"), 1e-5);
+        let similarity = embeddings.matmul(&embeddings.transpose(0, 1));
+        assert_near(&similarity, &numbers("sentences.similarity"), 1e-5);
+        let of = |a: i64, b: i64| similarity.double_value(&[a, b]);
+        assert!(of(1, 2) > of(1, 3), "a cat is nearer to a kitten than to a lorry");
+    }
+
+    #[test]
+    fn a_caption_has_its_embedding_whatever_its_company() {
+        let encoder = TextEncoder::open(&model("minilm-l6")).unwrap();
+        let together = encoder.embed(&CAPTIONS).unwrap();
+        for (at, caption) in CAPTIONS.iter().enumerate() {
+            let alone = encoder.embed(&[caption]).unwrap();
+            assert!(alone.allclose(&together.narrow(0, at as i64, 1), 1e-5, 1e-6, false), "{caption}");
+        }
+        let long = "word ".repeat(1000);
+        assert_eq!(encoder.tokenize(&long).unwrap().len(), TOKENS_MAX);
+        assert_eq!(encoder.embed(&[long.as_str(), ""]).unwrap().size(), [2, 384]);
+    }
+
+    #[test]
+    fn a_folder_without_a_model_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = format!("{:#}", TextEncoder::open(folder.path()).err().unwrap());
+        assert!(
+            error.contains(&folder.path().display().to_string()) && error.contains("config.json"),
+            "{error}"
+        );
+    }
+}

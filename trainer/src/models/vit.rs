@@ -211,7 +211,7 @@ impl Vit {
     fn block(&self, tensors: &Tensors, block: i64, x: Tensor) -> Tensor {
         let at = |name: &str| &tensors[&format!("blocks.{block}.{name}")];
         let branch = |x: &Tensor, y: Tensor, scale: &str| match self.config.layer_scale {
-            true => x + y * at(scale),
+            true => x.addcmul(&y, at(scale)),
             false => x + y,
         };
         let (weight, bias) = methods::norm_affine(&self.method, tensors, block, Norm::First);
@@ -268,4 +268,73 @@ pub fn tiny(layer_scale: bool) -> crate::weights::Backbone {
         (name, value)
     });
     Backbone::new(tensors.collect()).expect("a sound backbone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::{assert_near, image, model, numbers};
+    use crate::weights::{Backbone, bitwise_equal, initial};
+
+    #[test]
+    fn features_are_those_of_hugging_face() {
+        let backbone = Backbone::read(&model("vit-s14-imgfocus").join("model.safetensors")).unwrap();
+        assert_eq!(backbone.tensors.values(), 22_056_192, "DINOv2-S without the mask token");
+        let vit = Vit::bare(&backbone.config);
+        for (seed, height, width) in [(41, 98, 98), (42, 70, 126)] {
+            let pixels = normalise(&image(seed, height, width));
+            let feature = tch::no_grad(|| vit.features(&backbone.tensors, &pixels));
+            // Of length 50; other kernels and another order of sums differ by about 1e-5.
+            let of = |what: &str| numbers(&format!("features.{height}x{width}.{what}"));
+            assert_near(&feature.narrow(1, 0, 8), &of("first"), 1e-4);
+            assert_near(&feature.norm(), &of("norm"), 1e-4);
+        }
+    }
+
+    #[test]
+    fn a_vit_b_16_has_its_published_number_of_values() {
+        let config =
+            VitConfig { dim: 768, depth: 12, mlp_dim: 3072, patch: 16, grid: 14, layer_scale: false };
+        let values: i64 = config.shapes().values().map(|shape| shape.iter().product::<i64>()).sum();
+        assert_eq!(values, 85_798_656);
+    }
+
+    #[test]
+    fn the_position_table_is_untouched_at_its_own_grid_and_trainable_at_others() {
+        let backbone = tiny(true);
+        let vit = Vit::bare(&backbone.config);
+        let table = backbone.tensors["pos_embed"].copy().set_requires_grad(true);
+        assert!(bitwise_equal(&vit.positions(&table, 4, 4), &table));
+        let resized = vit.positions(&table, 2, 3);
+        assert_eq!(resized.size(), [1, 7, 64]);
+        let gradients = Tensor::run_backward(&[resized.sum(Kind::Float)], &[&table], false, false);
+        // Bicubic weights sum to 1 for each of the seven positions and 64 channels.
+        assert_near(&gradients[0].sum(Kind::Float), &[7.0 * 64.0], 1e-3);
+    }
+
+    #[test]
+    fn an_image_has_its_feature_wherever_it_is_in_the_batch() {
+        let backbone = tiny(true);
+        let vit = Vit::bare(&backbone.config);
+        let pixels = initial::normal(1, "pixels", &[4, 3, 28, 28], 1.0);
+        let order = Tensor::from_slice(&[2i64, 0, 3, 1]);
+        let permuted = vit.features(&backbone.tensors, &pixels.index_select(0, &order));
+        let features = vit.features(&backbone.tensors, &pixels).index_select(0, &order);
+        assert!(permuted.allclose(&features, 1e-5, 1e-5, false));
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_cut_into_patches_is_refused() {
+        let config = tiny(false).config;
+        assert!(config.check_image_size(98).is_ok());
+        let error = config.check_image_size(100).unwrap_err().to_string();
+        assert!(error.contains("take a multiple of 14"), "{error}");
+    }
+
+    #[test]
+    fn bytes_become_what_torchvision_makes_of_them() {
+        let pixels = Tensor::from_slice(&[0u8, 128, 255]).reshape([1, 3, 1, 1]);
+        // (v / 255 − mean) / deviation by hand.
+        assert_near(&normalise(&pixels), &[-2.117_904, 0.205_182, 2.640_000], 1e-5);
+    }
 }

@@ -132,3 +132,108 @@ pub fn parse(file: safetensors::Contents, backbone: &Backbone) -> Result<Checkpo
     }
     Ok(Checkpoint { recipe, step, theta1, theta0, digest: file.sha256 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods;
+    use crate::models::vit::tiny;
+    use crate::weights::interpolate::Line;
+    use causeway_protocol::{AdapterInit, Alpha};
+    use serde_json::json;
+    use std::fs;
+    use tch::Tensor;
+
+    fn recipe(method: Method) -> Recipe {
+        Recipe {
+            seed: 4,
+            method,
+            captions: Captions { asset: "pairs".to_owned(), text_encoder: "minilm".to_owned() },
+            objective: serde_json::from_value(json!({"contrastive": {}})).unwrap(),
+            training: serde_json::from_value(json!({"steps": 9, "learning_rate": 1e-3})).unwrap(),
+        }
+    }
+
+    /// An adapter's checkpoint whose Up moved, in `folder`.
+    fn adapter_checkpoint(folder: &Path, backbone: &Backbone) -> BlobRef {
+        let recipe = recipe(Method::Adapter { rank: 4, init: AdapterInit::Zero, learned_scale: false });
+        let added = methods::added(&recipe.method, &backbone.config, recipe.seed);
+        let mut theta1 = backbone.tensors.share();
+        theta1.extend(added.start.iter().map(|(name, start)| {
+            let moved = if name.contains(".up.") { start + 0.25 } else { start.shallow_clone() };
+            (name.to_owned(), moved)
+        }));
+        write(&folder.join("checkpoint.safetensors"), backbone, &recipe, 9, &theta1, &added.theta0).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_holds_what_moved_and_where_added_tensors_began() {
+        let folder = tempfile::tempdir().unwrap();
+        let backbone = tiny(true);
+        let blob = adapter_checkpoint(folder.path(), &backbone);
+        let file = safetensors::read(&folder.path().join(&blob.file)).unwrap();
+        assert!(is_checkpoint(&file.metadata));
+        let mut names: Vec<&str> = file.tensors.names().filter(|name| name.contains("blocks.0.")).collect();
+        names.sort_unstable();
+        let leaves = ["down.bias", "down.weight", "up.bias", "up.weight"];
+        let expected: Vec<String> = ["theta0", "theta1"]
+            .iter()
+            .flat_map(|end| leaves.map(|leaf| format!("{end}/blocks.0.adapter.{leaf}")))
+            .collect();
+        assert_eq!(names, expected, "nothing of the backbone");
+        assert_eq!(file.tensors.len(), 16);
+
+        let checkpoint = parse(file, &backbone).unwrap();
+        assert_eq!((checkpoint.step, checkpoint.recipe.seed), (9, 4));
+        assert_eq!(checkpoint.digest, blob.sha256);
+        let line = Line::open(&backbone, &folder.path().join(&blob.file)).unwrap();
+        assert_eq!(line.method().as_str(), "adapter");
+        assert_eq!(line.moved().len(), 4, "Up's weights and biases of two blocks");
+        let up = &line.at(Alpha::ONE)["blocks.1.adapter.up.bias"];
+        assert_eq!(*up, Tensor::full([64], 0.25, (tch::Kind::Float, tch::Device::Cpu)));
+    }
+
+    #[test]
+    fn equal_training_makes_equal_bytes() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let backbone = tiny(true);
+        assert_eq!(adapter_checkpoint(one.path(), &backbone), adapter_checkpoint(two.path(), &backbone));
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_backbone_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let backbone = tiny(true);
+        let blob = adapter_checkpoint(folder.path(), &backbone);
+        let mut tensors = backbone.tensors.share();
+        tensors.insert("norm.bias", &backbone.tensors["norm.bias"] + 1e-3);
+        let other = Backbone::new(tensors).unwrap();
+        let error = format!("{:#}", Line::open(&other, &folder.path().join(&blob.file)).unwrap_err());
+        let expected = format!("it was made from backbone {}, given {}", backbone.digest, other.digest);
+        assert!(error.contains(&expected), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let backbone = tiny(true);
+        let path = folder.path().join(adapter_checkpoint(folder.path(), &backbone).file);
+        let file = safetensors::read(&path).unwrap();
+        let mut lacking = file.tensors.share();
+        lacking.remove("theta0/blocks.1.adapter.up.weight");
+        safetensors::write(&path, &lacking, &file.metadata).unwrap();
+        let error = format!("{:#}", Line::open(&backbone, &path).unwrap_err());
+        assert!(error.contains("theta0/blocks.1.adapter.up.weight is missing"), "{error}");
+
+        let mut metadata = file.metadata.clone();
+        metadata.insert("format".to_owned(), "causeway checkpoint 2".to_owned());
+        safetensors::write(&path, &file.tensors, &metadata).unwrap();
+        let error = format!("{:#}", Line::open(&backbone, &path).unwrap_err());
+        assert!(error.contains("causeway checkpoint 2"), "{error}");
+
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let error = format!("{:#}", Line::open(&backbone, &path).unwrap_err());
+        assert!(error.contains("checkpoint.safetensors is not a sound safetensors file"), "{error}");
+    }
+}

@@ -13,3 +13,6 @@ pub mod order;
 pub mod random;
 pub mod train;
 pub mod weights;
+
+#[cfg(test)]
+mod reference;

@@ -18,6 +18,7 @@ export PATH := $(DEPS)/bin:$(PATH):$(HOME)/.cargo/bin
 export CARGO_TARGET_DIR := $(patsubst %/release,%,$(RELEASE))
 export LIBTORCH := $(DEPS)/libtorch
 export SQLX_OFFLINE := true
+export CAUSEWAY_COMMIT := $(shell git -C $(ROOT) rev-parse --short=12 HEAD 2>/dev/null)
 
 INSTALL := python3 $(ROOT)/setup/install.py
 MANIFEST := --manifest-path $(ROOT)/Cargo.toml

@@ -1,4 +1,5 @@
-"""Run the demo: a server with its own Postgres, one trainer on this machine, and the experiment of configs/demo.toml.
+"""Run the demo: a server with its own Postgres, one trainer on this machine, the experiment of configs/demo.toml, and
+then configs/evaluate.toml on one of its checkpoints.
 
     python3 setup/demo.py BINARIES      BINARIES: the folder that holds causeway and causeway-trainer
 
@@ -9,14 +10,16 @@ ONCE=1, end when the experiment is finished and print its curves; STARTED, when 
 
 import ctypes
 import fcntl
+import hashlib
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEPS = ROOT / ".deps"
 EXPERIMENT = ROOT / "configs" / "demo.toml"
+EVALUATION = ROOT / "configs" / "evaluate.toml"
+THETA0 = DEPS / "data" / "vit-s14-imgfocus" / "model.safetensors"
 DEFAULT_PORT = 7411
 TICK = 0.2  # seconds between two looks at the processes
 POLL = 2.0  # … at the runs
@@ -78,9 +83,10 @@ class Service:
             how = f"signal {-status}" if status < 0 else f"exit code {status}"
             say(f"the {self.name} ended ({how}); starting it again in {delay} s")
             return
+        environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}  # its own Postgres
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
                 preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM))
         self.started = now
 
@@ -126,7 +132,6 @@ def end_leftovers():
 class Demo:
     def __init__(self, binaries, state):
         self.binaries, self.state = binaries, state
-        self.name = tomllib.loads(EXPERIMENT.read_text())["experiment"]
         self.server = Service("server", state / "server.log")
         self.agent = Service("trainer", state / "trainer.log")
         self.url = self.agent_url = None
@@ -136,17 +141,24 @@ class Demo:
         """With `once`, returns the closing line's figures and whether all is well; otherwise serves until a signal."""
         self.wait_for(self.serving)
         say(f"open {self.served()['sign_in_url']}")
-        experiment = self.wait_for(self.experiment) if self.submitted() else self.submit()
-        finished = False
+        runs = self.follow(self.submit(EXPERIMENT))
+        good = [run for run in runs if run["state"] == "succeeded"]
+        if good:
+            theta1 = self.download(good[0])
+            runs += self.follow(self.submit(EVALUATION, f"weights.theta0.file={THETA0}", f"weights.theta1.file={theta1}"))
+        if once:
+            return self.summary(runs)
+        say(f"the experiment is finished: {self.url}/ (Ctrl-C stops the demo)")
         while True:
-            if not finished:
-                runs = self.wait_for(lambda: self.runs(experiment))
-                screen.show(runs)
-                finished = all(run["state"] in TERMINAL for run in runs)
-                if finished and once:
-                    return self.summary(experiment, runs)
-                if finished:
-                    say(f"the experiment is finished: {self.url}/ (Ctrl-C stops the demo)")
+            self.tick()
+
+    def follow(self, ids):
+        """Show the runs until all have ended; returns them as the server gives them."""
+        while True:
+            runs = [self.get(f"/runs/{run}") for run in ids]
+            screen.show(runs)
+            if all(run["state"] in TERMINAL for run in runs):
+                return runs
             self.sleep(POLL)
 
     def tick(self):
@@ -178,16 +190,9 @@ class Demo:
             self.tick()
 
     def wait_for(self, look):
-        """Go on until `look()` gives something; a server that is just starting again is no error."""
-        while True:
+        while not (found := look()):
             self.tick()
-            try:
-                if found := look():
-                    return found
-            except urllib.error.HTTPError as error:
-                raise DemoError(f"the server answered {error.code} to {error.url}: {error.read().decode()}") from None
-            except OSError:
-                pass
+        return found
 
     # --- the server ------------------------------------------------------------------------------------------------
 
@@ -210,64 +215,85 @@ class Demo:
         served = self.served()
         return urllib.parse.urlsplit(served["url"]).port if served and self.server.deaths < 2 else DEFAULT_PORT
 
+    def open(self, path):
+        """GET from the server; one that is just starting again is waited for."""
+        while True:
+            self.wait_for(self.serving)
+            token = (self.state / "user.token").read_text().strip()
+            request = urllib.request.Request(f"{self.url}/api/v1{path}", headers={"Authorization": f"Bearer {token}"})
+            try:
+                return urllib.request.urlopen(request, timeout=10)
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise DemoError(f"the server answered {error.code} to {error.url}: {error.read().decode()}") from None
+            except OSError:
+                pass
+            self.tick()
+
     def get(self, path):
-        token = (self.state / "user.token").read_text().strip()
-        request = urllib.request.Request(f"{self.url}/api/v1{path}", headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.load(response)
+        while True:
+            try:
+                with self.open(path) as response:
+                    return json.load(response)
+            except (OSError, http.client.HTTPException):  # it died while it answered
+                self.tick()
 
     # --- the experiment --------------------------------------------------------------------------------------------
 
-    def submitted(self):
-        """Whether an earlier demo on this state got as far as submitting every run."""
-        return (self.state / "demo.submitted").exists()
-
-    def experiment(self):
-        items = self.get(f"/experiments?name={urllib.parse.quote(self.name)}")["items"]
-        return items[0]["id"] if items else None
-
-    def submit(self):
+    def submit(self, spec, *settings):
+        """Ids of the spec's runs. The key makes a repeated submission answer with the runs of the first."""
+        key = "make-demo-" + hashlib.sha256(spec.read_bytes()).hexdigest()[:16]
+        kept = self.state / f"{key}.json"
+        if kept.exists():
+            return json.loads(kept.read_text())
         for _ in range(PATIENCE):
             self.wait_for(self.serving)
             done = subprocess.run(
                 [self.binaries / "causeway", "submit", "--server", self.url, "--token-file", self.state / "user.token",
-                 EXPERIMENT], capture_output=True, text=True)
+                 "--key", key, *(f"--set={setting}" for setting in settings), spec], capture_output=True, text=True)
             if done.returncode == 0:
-                (self.state / "demo.submitted").touch()
-                return self.wait_for(self.experiment)
+                ids = [line.split()[0] for line in done.stdout.splitlines()]
+                kept.write_text(json.dumps(ids))
+                return ids
             self.sleep(POLL)
-        raise DemoError(f"`causeway submit {EXPERIMENT}` failed:\n{done.stderr}")
+        raise DemoError(f"`causeway submit {spec}` failed:\n{done.stderr}")
 
-    def runs(self, experiment):
-        return self.get(f"/runs?experiment={experiment}&limit=200")["items"]
+    def download(self, run):
+        """A file with the run's checkpoint, as a user would have one."""
+        path = self.state / f"{run['checkpoint']}.safetensors"
+        while not path.exists():
+            try:
+                part = path.with_suffix(".part")
+                with self.open(f"/checkpoints/{run['checkpoint']}/file") as response, open(part, "wb") as file:
+                    shutil.copyfileobj(response, file)
+                part.rename(path)
+            except (ConnectionError, http.client.HTTPException):
+                self.tick()
+        return path
 
-    def summary(self, experiment, runs):
-        """Print the curves and what is missing of them; returns the figures of the closing line and whether all is well."""
-        specs = {run["id"]: self.wait_for(lambda: self.get(f"/runs/{run['id']}"))["spec"] for run in runs}
-        curves = self.wait_for(lambda: self.get(f"/experiments/{experiment}/curves"))["curves"]
+    def summary(self, runs):
+        """Print the curves and what is missing of them."""
+        curves = [curve for run in runs for curve in self.get(f"/runs/{run['id']}/curves")["curves"]]
         print_table(curves)
         have = {
-            (curve["run_id"], curve["dataset"]["name"], curve["protocol"]["k"], float(point["alpha"]))
+            (curve["run_id"], curve["dataset"]["name"], neighbours(curve), float(point["alpha"]))
             for curve in curves for point in curve["points"]
         }
         want = {
-            (run, dataset["asset"], k, float(alpha))
-            for run, spec in specs.items()
-            for dataset in spec["evaluation"]["datasets"]
-            for k in spec["evaluation"]["k"]
-            for alpha in spec["evaluation"]["alphas"]
+            (run["id"], dataset["asset"], k, float(alpha))
+            for run in runs
+            for dataset in run["spec"]["evaluation"]["datasets"]
+            for k in run["spec"]["evaluation"]["k"]
+            for alpha in run["spec"]["evaluation"]["alphas"]
         }
         names = {run["id"]: run["name"] for run in runs}
         for run in (run for run in runs if run["state"] != "succeeded"):
-            print(f"{run['name']} {run['state']}: {run.get('reason') or 'no reason given'}", file=sys.stderr)
+            print(f"{run['name']} {run['state']}: {run['reason'] or 'no reason given'}", file=sys.stderr)
         for run, dataset, k, alpha in sorted(want - have)[:20]:
             print(f"no point: {names[run]}, {dataset}, k = {k}, α = {alpha:g}", file=sys.stderr)
-        figures = {
-            "runs": len(runs),
-            "succeeded": sum(run["state"] == "succeeded" for run in runs),
-            "points": len(want & have),
-        }
-        return figures, figures["succeeded"] == len(runs) > 0 and want <= have
+        succeeded = sum(run["state"] == "succeeded" for run in runs)
+        figures = {"runs": len(runs), "succeeded": succeeded, "points": len(want & have)}
+        return figures, succeeded == len(runs) and want <= have
 
 
 # --- what is printed -----------------------------------------------------------------------------------------------
@@ -300,30 +326,32 @@ screen = Screen()
 def describe(run):
     text = f"  {run['name']:<24} {run['state']:<10}"
     progress = run.get("progress")
-    if run["state"] == "running":
-        text += f" {run.get('phase') or '':<9}"
-        if progress and progress.get("steps"):
-            text += f" {progress['step']:>5} / {progress['steps']:<5}"
-    elif run["state"] != "succeeded" and run.get("reason"):
+    if run["state"] == "running" and progress:
+        text += f" {run['phase']:<9} {progress['done'] / max(progress['total'], 1):>4.0%}  {progress['doing']}"
+    elif run["state"] != "succeeded":
         text += f" {run['reason']}"
     return text
 
 
+def neighbours(curve):
+    """The k in the name of a curve's protocol, `knn20-…`."""
+    return int(re.match(r"knn(\d+)-", curve["protocol"])[1])
+
+
 def print_table(curves):
     """Per dataset, accuracy in percent: a line per run, a column per α."""
-    shown = [curve for curve in curves if curve["protocol"]["k"] == TABLE_K] or curves
-    datasets = {curve["dataset"]["name"]: curve["dataset"] for curve in shown}
-    for name, dataset in datasets.items():
-        rows = [curve for curve in shown if curve["dataset"]["name"] == name]
-        count = max((point["n"] for curve in rows for point in curve["points"]), default=0)
-        print(f"\n{dataset['title']} ({dataset['role']}): top-1 accuracy in percent over {count} images, "
-              f"k = {rows[0]['protocol']['k']}")
+    curves = [curve for curve in curves if neighbours(curve) == TABLE_K]
+    for name in dict.fromkeys(curve["dataset"]["name"] for curve in curves):
+        rows = [curve for curve in curves if curve["dataset"]["name"] == name]
+        dataset = rows[0]["dataset"]
+        images = max(point["n"] for curve in rows for point in curve["points"])
+        print(f"\n{dataset['title']} ({dataset['role']}): top-1 accuracy in percent over {images} images, k = {TABLE_K}")
         alphas = sorted({float(point["alpha"]) for curve in rows for point in curve["points"]})
-        print(f"  {'α':<18}" + "".join(f"{alpha:>7g}" for alpha in alphas))
-        for curve in sorted(rows, key=lambda curve: (curve["method"], curve["seed"])):
+        print(f"  {'α':<24}" + "".join(f"{alpha:>6g}" for alpha in alphas))
+        for curve in rows:
             values = {float(point["alpha"]): point["top1"] for point in curve["points"]}
-            cells = "".join(f"{100 * values[alpha]:>7.1f}" if alpha in values else "      –" for alpha in alphas)
-            print(f"  {curve['method'] + ' · seed ' + str(curve['seed']):<18}{cells}")
+            cells = "".join(f"{100 * values[alpha]:>6.1f}" if alpha in values else "     ·" for alpha in alphas)
+            print(f"  {curve['run']:<24}{cells}")
     print(flush=True)
 
 

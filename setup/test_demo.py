@@ -12,24 +12,27 @@ from pathlib import Path
 
 DEMO = Path(__file__).resolve().parent / "demo.py"
 
-# A server with two runs, the second in the state that the file `second` names; it starts a process, as the real one does
-# Postgres. Everything it is given is written down.
+# A server with two runs and an evaluation of the first, the second run in the state that the file `second` names; it
+# starts a process, as the real one does Postgres.
 SERVER = r'''
 import http.server, json, os, pathlib, subprocess, sys
 option = lambda name: sys.argv[sys.argv.index(name) + 1]
 if sys.argv[1] == "submit":
-    pathlib.Path(option("--token-file")).with_name("runs").touch()
+    theta1 = [a for a in sys.argv if a.startswith("--set=weights.theta1.file=")]
+    if theta1:
+        assert pathlib.Path(theta1[0].split("=")[2]).read_bytes() == b"weights"
+    print("\n".join(f"{run}  name  (about 1 min)" for run in ("e" if theta1 else "ab")))
     sys.exit()
 state = pathlib.Path(option("--state"))
 (state / "user.token").write_text("secret\n")
 subprocess.Popen(["sleep", "600"])
-runs = [{"id": "a", "name": "film seed 0", "state": "succeeded"},
-        {"id": "b", "name": "film seed 1", "state": (state / "second").read_text(), "reason": "it broke",
-         "phase": "train", "progress": {"step": 3, "steps": 9}}]
-curves = [{"dataset": {"name": "d", "title": "Digits", "role": "ood"}, "method": "film", "seed": seed, "run_id": run,
-           "protocol": {"k": 20}, "points": [{"alpha": a, "top1": 0.5 + a / 10, "n": 200} for a in (0, 1)]}
-          for seed, run in enumerate("ab")]
-spec = {"evaluation": {"datasets": [{"asset": "d"}], "k": [20], "alphas": ["0", "1"]}}
+spec = {"evaluation": {"datasets": [{"asset": "d"}], "k": [20], "alphas": [0, 1]}}
+second = (state / "second").read_text()
+runs = {id: {"id": id, "name": f"film seed {seed}", "state": second if id == "b" else "succeeded", "checkpoint": "c0de",
+             "reason": "it broke", "phase": "train", "progress": None, "spec": spec} for seed, id in enumerate("abe")}
+curves = {id: [{"dataset": {"name": "d", "title": "Digits", "role": "ood"}, "run_id": id, "run": run["name"],
+                "protocol": "knn20-t0.07-direct98-cls-f32",
+                "points": [{"alpha": a, "top1": 0.5 + a / 10, "n": 200} for a in (0, 1)]}] for id, run in runs.items()}
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
@@ -37,13 +40,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         assert self.headers["Authorization"] == "Bearer secret"
-        path = self.path.removeprefix("/api/v1/")
-        body = ({"items": [{"id": "e"}] if (state / "runs").exists() else []} if path.startswith("experiments?") else
-                {"items": runs} if path.startswith("runs?experiment=e&") else
-                {"spec": spec} if path.startswith("runs/") else {"curves": curves})
+        kind, id, *rest = self.path.removeprefix("/api/v1/").split("/")
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write(b"weights" if kind == "checkpoints" else
+                         json.dumps({"curves": curves[id]} if rest else runs[id]).encode())
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 url = f"http://127.0.0.1:{server.server_port}"
@@ -98,10 +99,10 @@ class DemoTest(unittest.TestCase):
         out, err = process.communicate(timeout=60)
         self.assertEqual((process.returncode, err), (0, ""))
         self.assertIn("Digits (ood): top-1 accuracy in percent over 200 images, k = 20", out)
-        self.assertIn("film · seed 1        50.0   60.0", out)
+        self.assertIn("film seed 1               50.0  60.0", out)
         last = json.loads(out.splitlines()[-1])
         self.assertEqual({key: last[key] for key in ("runs", "succeeded", "points")},
-                         {"runs": 2, "succeeded": 2, "points": 4})
+                         {"runs": 3, "succeeded": 3, "points": 6})
         self.assertGreater(last["seconds"], 100)
         self.assertEqual(self.processes(), [])
 
@@ -110,7 +111,7 @@ class DemoTest(unittest.TestCase):
         out, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 1)
         self.assertIn("film seed 1 failed: it broke", err)
-        self.assertEqual(json.loads(out.splitlines()[-1])["succeeded"], 1)
+        self.assertEqual(json.loads(out.splitlines()[-1])["succeeded"], 2)
 
     def test_a_killed_server_comes_back_a_second_demo_is_refused_and_ctrl_c_leaves_nothing(self):
         process = self.start("running")

@@ -304,17 +304,17 @@ def install_chromium():
     def make(work):
         tree = debian(packages, work, 110e6, with_dependencies=True)
         tree.rename(work / "chromium")
-        home = DEPS / "chromium"
-        libraries = home / "usr/lib/x86_64-linux-gnu"
         (work / "chromium" / "fonts.conf").write_text(
-            f"<fontconfig><dir>{home}/usr/share/fonts</dir><dir>/usr/share/fonts</dir>"
-            f"<cachedir>{home}/cache</cachedir></fontconfig>\n")
+            '<fontconfig><dir prefix="relative">usr/share/fonts</dir><dir>/usr/share/fonts</dir>'
+            '<cachedir prefix="xdg">fontconfig</cachedir></fontconfig>\n')
         wrapper = work / "chromium" / "chromium"
         wrapper.write_text(
             "#!/bin/sh\n"
-            f"export LD_LIBRARY_PATH={libraries}:{libraries}/pulseaudio:{home}/lib/x86_64-linux-gnu\n"
-            f"export FONTCONFIG_FILE={home}/fonts.conf\n"
-            f"exec {home}/usr/lib/chromium/chromium \"$@\"\n")
+            'home=$(dirname "$(readlink -f "$0")")\n'
+            "libraries=$home/usr/lib/x86_64-linux-gnu\n"
+            "export LD_LIBRARY_PATH=$libraries:$libraries/pulseaudio:$home/lib/x86_64-linux-gnu\n"
+            "export FONTCONFIG_FILE=$home/fonts.conf\n"
+            'exec "$home/usr/lib/chromium/chromium" "$@"\n')
         wrapper.chmod(0o755)
 
     ensure([DEPS / "chromium"], packages, make, "Debian's chromium and the libraries it needs, unpacked without root")

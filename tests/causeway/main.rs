@@ -1,0 +1,5 @@
+//! Tests of the whole, one module for each side of it.
+
+mod access;
+mod api;
+mod queue;

@@ -1,0 +1,237 @@
+//! The queue: leases, fences, expiry, retries and cancels, with workers that only speak the protocol.
+
+use anyhow::Result;
+use causeway_tests::{FakeWorker, Server, spec};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+fn started(resumed_step: u64) -> Value {
+    let environment = json!({"version": "0", "commit": "c", "libtorch": "l", "host": "h", "device": "cpu", "cpu": "c",
+                             "threads": 1});
+    json!({"event": "started", "environment": environment, "phase": "train", "resumed_step": resumed_step})
+}
+
+fn loss(step: u64, value: f64) -> Value {
+    json!({"event": "metrics", "step": step, "values": {"loss": value}})
+}
+
+#[tokio::test]
+async fn a_run_is_leased_once_and_again_after_expiry() -> Result<()> {
+    let server = Server::with_lease(2.0).await?;
+    let (a, b) = (FakeWorker::register(&server, "a").await?, FakeWorker::register(&server, "b").await?);
+    let id = server.submit(&spec()).await?;
+    let (first, second) = tokio::join!(a.lease(1000), b.lease(1000));
+    let grants: Vec<_> = [first?, second?].into_iter().flatten().collect();
+    assert_eq!(grants.len(), 1, "one run, one lease");
+    let held = &grants[0];
+    assert_eq!((&held.grant["attempt"], &held.grant["epoch"]), (&json!(1), &json!(1)));
+    // Nobody renews it: it comes back to the queue, and to whoever asks.
+    let c = FakeWorker::register(&server, "c").await?;
+    let mut again = None;
+    let start = Instant::now();
+    while again.is_none() && start.elapsed() < Duration::from_secs(15) {
+        again = c.lease(1000).await?;
+    }
+    let again = again.expect("a lease after expiry");
+    assert_eq!((&again.grant["attempt"], &again.grant["epoch"]), (&json!(2), &json!(2)));
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!(run["attempt_list"][0]["state"], "lost");
+    assert_eq!(run["attempt_list"][1]["state"], "running");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stale_epoch_changes_nothing() -> Result<()> {
+    let server = Server::with_lease(1.0).await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let id = server.submit(&spec()).await?;
+    let old = worker.lease(5000).await?.unwrap();
+    assert_eq!(worker.ship(&old, 1, &[started(0), loss(1, 3.0)]).await?.0, StatusCode::OK);
+    // The lease runs out; the next attempt gets a new epoch.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut new = None;
+    for _ in 0..10 {
+        new = new.or(worker.lease(1000).await?);
+    }
+    let new = new.expect("the next attempt");
+    let before = server.get(&format!("/runs/{id}")).await?;
+    let metrics = server.get(&format!("/runs/{id}/metrics")).await?;
+    assert_eq!(worker.ship(&old, 3, &[loss(2, 2.0)]).await?.0, StatusCode::CONFLICT);
+    assert_eq!(worker.finish(&old, "failed", "too late").await?, StatusCode::CONFLICT);
+    assert_eq!(worker.post(&old, "renew", json!({})).await?.0, StatusCode::CONFLICT);
+    assert_eq!(worker.post(&old, "heartbeat", json!({"wait_ms": 0})).await?.0, StatusCode::CONFLICT);
+    let path = format!("/leases/{}/blobs/{}?epoch=1", old.grant["id"].as_str().unwrap(), "0".repeat(64));
+    assert_eq!(server.worker(Method::PUT, &path)?.body("x").send().await?.status(), StatusCode::CONFLICT);
+    // The new lease's id with the old epoch is no better.
+    let mut forged = new.clone();
+    forged.grant["epoch"] = json!(1);
+    assert_eq!(worker.finish(&forged, "failed", "forged").await?, StatusCode::CONFLICT);
+    assert_eq!(server.get(&format!("/runs/{id}")).await?["state"], before["state"]);
+    assert_eq!(server.get(&format!("/runs/{id}/metrics")).await?, metrics);
+    Ok(())
+}
+
+#[tokio::test]
+async fn lines_are_taken_once_in_order_and_without_gaps() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let id = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    let lines = [started(0), loss(1, 3.0), loss(2, 2.5)];
+    assert_eq!(worker.ship(&held, 1, &lines).await?, (StatusCode::OK, json!({"shipped_seq": 3})));
+    assert_eq!(worker.ship(&held, 1, &lines).await?.1["shipped_seq"], 3, "sent again, taken once");
+    assert_eq!(worker.ship(&held, 5, &[loss(4, 1.0)]).await?.0, StatusCode::BAD_REQUEST, "a gap");
+    assert_eq!(worker.ship(&held, 3, &[loss(2, 2.5), loss(3, 2.25)]).await?.1["shipped_seq"], 4);
+    let series = server.get(&format!("/runs/{id}/metrics?names=loss")).await?;
+    assert_eq!(series, json!([{"name": "loss", "steps": [1, 2, 3], "values": [3.0, 2.5, 2.25]}]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_resumed_attempt_hides_what_it_does_again() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let id = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    worker.ship(&held, 1, &[started(0), loss(1, 3.0), loss(2, 2.0), loss(3, 9.0)]).await?;
+    assert_eq!(worker.finish(&held, "crashed", "killed").await?, StatusCode::NO_CONTENT);
+    let held = worker.lease(5000).await?.unwrap();
+    worker.ship(&held, 1, &[started(2), loss(3, 1.0)]).await?;
+    let series = server.get(&format!("/runs/{id}/metrics")).await?;
+    assert_eq!(series, json!([{"name": "loss", "steps": [1, 2, 3], "values": [3.0, 2.0, 1.0]}]));
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!(run["attempt_list"][0]["visible_through"], 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_queue_goes_by_priority_then_by_order() -> Result<()> {
+    let server = Server::start().await?;
+    let mut ids = Vec::new();
+    for (seed, priority) in [(0, 0), (1, 0), (2, 5)] {
+        let mut spec = spec();
+        (spec["seed"], spec["priority"]) = (json!(seed), json!(priority));
+        ids.push(server.submit(&spec).await?);
+    }
+    let order: Vec<String> = [2, 0, 1].iter().map(|index: &usize| ids[*index].clone()).collect();
+    let queue = server.get("/queue").await?;
+    let shown: Vec<&str> =
+        queue.as_array().unwrap().iter().map(|entry| entry["run_id"].as_str().unwrap()).collect();
+    assert_eq!(shown, order);
+    let worker = FakeWorker::register(&server, "w").await?;
+    for expected in order {
+        let held = worker.lease(5000).await?.unwrap();
+        assert_eq!(held.grant["run_id"], expected);
+        worker.finish(&held, "failed", "on purpose").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cancel_reaches_a_held_heartbeat_within_a_second() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let id = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    let waiting = worker.post(&held, "heartbeat", json!({"wait_ms": 20_000}));
+    let cancelling = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let response = server.user(Method::POST, &format!("/runs/{id}/cancel"))?.send().await?;
+        anyhow::Ok((response.status(), Instant::now()))
+    };
+    let (answer, cancelled) = tokio::join!(waiting, cancelling);
+    let (status, asked) = cancelled?;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(answer?.1["order"], "stop");
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    worker.finish(&held, "cancelled", "").await?;
+    assert_eq!(server.get(&format!("/runs/{id}")).await?["state"], "cancelled");
+    let again = server.user(Method::POST, &format!("/runs/{id}/cancel"))?.send().await?;
+    assert_eq!(again.status(), StatusCode::CONFLICT, "a terminal state never changes");
+    Ok(())
+}
+
+#[tokio::test]
+async fn crashes_are_tried_again_and_failures_are_not() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let mut twice = spec();
+    twice["max_attempts"] = json!(2);
+    let id = server.submit(&twice).await?;
+    for _ in 0..2 {
+        let held = worker.lease(5000).await?.unwrap();
+        let end = json!({"outcome": "crashed", "reason": "killed by signal 9", "signal": 9});
+        worker.post(&held, "finish", end).await?;
+    }
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!(run["state"], "failed");
+    assert_eq!(run["reason"], "killed by signal 9; all 2 attempts are used up");
+    assert_eq!(run["attempt_list"][1]["signal"], 9);
+    let id = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    worker.finish(&held, "failed", "loss became NaN at step 3").await?;
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!((run["state"].as_str(), run["attempts"].as_i64()), (Some("failed"), Some(1)));
+    assert_eq!(run["reason"], "loss became NaN at step 3");
+    Ok(())
+}
+
+#[tokio::test]
+async fn success_without_all_points_is_no_success() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let id = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    worker.finish(&held, "succeeded", "").await?;
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!(run["attempt_list"][0]["reason"], "the attempt ended with 0 of 3 points");
+    assert_ne!(run["state"], "succeeded");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_given_again() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    server.submit(&spec()).await?;
+    let lost = worker.lease(5000).await?.unwrap();
+    let again = worker.lease(5000).await?.expect("the agent does not hold it, so it is told again");
+    assert_eq!(again.grant["id"], lost.grant["id"]);
+    assert!(worker.lease_beside(&[&again], 200).await?.is_none(), "held, and its device is taken");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_waits_for_a_worker_that_holds_its_assets() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let mut spec = spec();
+    spec["captions"]["asset"] = json!("coco");
+    server.submit(&spec).await?;
+    assert!(worker.lease(1500).await?.is_none());
+    assert_eq!(server.get("/queue").await?[0]["why"], "no ready worker holds coco");
+    Ok(())
+}
+
+#[tokio::test]
+async fn leases_get_a_fresh_period_after_the_server_was_away() -> Result<()> {
+    let mut server = Server::with_lease(2.0).await?;
+    let id = server.submit(&spec()).await?;
+    let held = {
+        let worker = FakeWorker::register(&server, "w").await?;
+        let held = worker.lease(5000).await?.unwrap();
+        worker.ship(&held, 1, &[started(0)]).await?;
+        (worker.id, held)
+    };
+    server.kill()?;
+    tokio::time::sleep(Duration::from_secs(4)).await; // twice the lease
+    server.restart().await?;
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!(run["state"], "running", "nobody could renew while no server was there");
+    let path = format!("/leases/{}/renew", held.1.grant["id"].as_str().unwrap());
+    let renewed = server.worker(Method::POST, &path)?.json(&json!({"epoch": 1})).send().await?;
+    assert_eq!(renewed.status(), StatusCode::OK);
+    assert_eq!(renewed.json::<Value>().await?["shipped_seq"], 1);
+    Ok(())
+}

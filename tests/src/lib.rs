@@ -1,0 +1,29 @@
+//! The harness: real servers and trainers as processes, each with a state folder and a Postgres of its own, so that
+//! tests run side by side and a kill is a kill.
+
+mod process;
+mod server;
+mod worker;
+
+pub use process::{Process, binary, repository, wait_for};
+pub use server::Server;
+pub use worker::{FakeWorker, Held};
+
+use serde_json::{Value, json};
+
+/// A spec that passes validation; what it names need not exist until a worker looks.
+pub fn spec() -> Value {
+    json!({
+        "experiment": "an experiment",
+        "kind": "finetune",
+        "weights": {"theta0": {"asset": "vit"}},
+        "method": {"kind": "adapter"},
+        "captions": {"asset": "pairs", "text_encoder": "minilm"},
+        "objective": {"contrastive": {}},
+        "training": {"steps": 10, "learning_rate": 1e-3},
+        "evaluation": {"datasets": [{"asset": "shapes", "role": "ood"}], "alphas": [0, 0.5, 1], "k": [1]}
+    })
+}
+
+/// The assets that `spec` names.
+pub const ASSETS: [&str; 4] = ["vit", "pairs", "minilm", "shapes"];

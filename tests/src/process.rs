@@ -1,0 +1,119 @@
+//! Processes that end with the test.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A child process in a group of its own; dropping it kills the group, whatever became of the test.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts a command, its output appended to `log`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(command: &mut Command, log: &Path) -> Result<Process> {
+        use std::os::unix::process::CommandExt;
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        Ok(Process { child })
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// `kill -9` of this process alone.
+    ///
+    /// # Errors
+    /// If it has ended already.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, then waits for the end.
+    ///
+    /// # Errors
+    /// If it does not end within 20 s.
+    pub fn terminate(&mut self) -> Result<std::process::ExitStatus> {
+        // SAFETY: signalling our own child, which has not been waited for.
+        unsafe { libc::kill(self.pid(), libc::SIGTERM) };
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!("it does not end")
+    }
+
+    /// Whether it is still there.
+    pub fn running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SAFETY: the group was made for this child.
+        unsafe { libc::kill(-self.pid(), libc::SIGKILL) };
+        let _ = self.child.wait();
+    }
+}
+
+/// A binary of this workspace, built beside the tests.
+///
+/// # Panics
+/// If it has not been built.
+pub fn binary(name: &str) -> PathBuf {
+    let folder = std::env::current_exe().expect("a running test has a path");
+    let path = folder.ancestors().nth(2).expect("target/release/deps").join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `make test`, or cargo build --release first",
+        path.display()
+    );
+    path
+}
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_owned()
+}
+
+/// Waits until `look` gives something, at most `seconds`.
+///
+/// # Errors
+/// If it does not, saying what was waited for.
+pub async fn wait_for<T, F: Future<Output = Result<Option<T>>>>(
+    what: &str,
+    seconds: u64,
+    mut look: impl FnMut() -> F,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        if start.elapsed() > Duration::from_secs(seconds) {
+            bail!("waited {seconds} s for {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod data;
 pub mod evaluate;
 pub mod journal;
+pub mod local;
 pub mod methods;
 pub mod models;
 pub mod objectives;

@@ -1,3 +1,113 @@
 //! The binary `causeway-trainer`.
 
-fn main() {}
+use anyhow::{Context, Result};
+use causeway_protocol::Kind;
+use causeway_trainer::attempt::environment::cores;
+use causeway_trainer::data::asset::Library;
+use causeway_trainer::local::Local;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Fine-tunes pretrained vision encoders and measures them along the line to their fine-tuned selves.
+#[derive(Parser)]
+#[command(name = "causeway-trainer", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fine-tune, keep the checkpoint, sweep α: a spec without any server.
+    Train(LocalArgs),
+    /// Sweep α between two sets of weights: a spec without any server.
+    Evaluate {
+        #[command(flatten)]
+        local: LocalArgs,
+        /// The fine-tuned weights, instead of the spec's: a Causeway checkpoint or a full set of weights.
+        #[arg(long)]
+        theta1: Option<PathBuf>,
+    },
+    /// What is under the data folders.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// One attempt in its folder: the training process that an agent starts.
+    Attempt {
+        /// The attempt's folder.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// List the assets, and what is wrong with those that cannot be used.
+    List {
+        #[command(flatten)]
+        data: DataArgs,
+    },
+}
+
+#[derive(Args)]
+struct DataArgs {
+    /// Folder of assets; may be given several times.
+    #[arg(long, env = "CAUSEWAY_DATA", value_delimiter = ':', required = true)]
+    data: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct LocalArgs {
+    /// The spec, TOML.
+    spec: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Folder for journal, checkpoint and result; an earlier run of the same spec in it goes on.
+    #[arg(long)]
+    out: PathBuf,
+    /// Which variant of a spec with `[[submit.variants]]`, from 1.
+    #[arg(long, default_value_t = 1)]
+    variant: usize,
+    /// Instead of the spec's seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads of one forward pass; all cores if not given. Part of what decides a number's last bits.
+    #[arg(long, env = "CAUSEWAY_THREADS")]
+    threads: Option<u32>,
+}
+
+impl LocalArgs {
+    fn local(self, kind: Kind, theta1: Option<PathBuf>) -> Local {
+        let threads = self.threads.unwrap_or_else(cores).max(1);
+        let LocalArgs { spec, data, out, variant, seed, .. } = self;
+        Local { spec, kind, data: data.data, out, theta1, variant, seed, threads }
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Attempt { folder } => std::process::exit(causeway_trainer::attempt::run(&folder)),
+        Command::Train(args) => args.local(Kind::Finetune, None).run(),
+        Command::Evaluate { local, theta1 } => local.local(Kind::Evaluate, theta1).run(),
+        Command::Data(DataCommand::List { data }) => list(&data.data),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list(folders: &[PathBuf]) -> Result<()> {
+    let (assets, problems) = Library::find(folders).summaries();
+    for asset in &assets {
+        let images = if asset.images > 0 { format!("{:>7} images", asset.images) } else { String::new() };
+        println!("{:<22} {:<13} {:<15} {}  {}", asset.name, asset.kind, images, asset.title, asset.licence);
+    }
+    for problem in &problems {
+        eprintln!("problem: {problem}");
+    }
+    anyhow::ensure!(problems.is_empty(), "{} of the assets cannot be used", problems.len());
+    assets.first().map(drop).context("there are no assets under these folders")
+}

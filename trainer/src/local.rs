@@ -1,0 +1,277 @@
+//! `train` and `evaluate` without a server: the same attempt in the same kind of folder, with a progress bar from its
+//! journal and the curves as a table at the end. Run again on the same folder, it goes on where it was stopped.
+
+use crate::attempt::ending::Ending;
+use crate::attempt::{Assignment, BLOBS};
+use crate::data::asset::file_sha256;
+use crate::journal::JournalTail;
+use anyhow::{Context, Result, bail, ensure};
+use causeway_protocol::{
+    Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom, Spec, parse_spec,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Journal lines read at once.
+const LINES: usize = 1000;
+
+/// What to run, and where.
+pub struct Local {
+    /// The spec's file.
+    pub spec: PathBuf,
+    /// What the command says it does; a finetune spec evaluated has its training left out.
+    pub kind: Kind,
+    /// Where assets are.
+    pub data: Vec<PathBuf>,
+    /// The folder of journal, checkpoint and result.
+    pub out: PathBuf,
+    /// The other end of the line, instead of the spec's.
+    pub theta1: Option<PathBuf>,
+    /// Which of the variants that submitting the spec would make, from 1.
+    pub variant: usize,
+    /// Instead of the spec's seed.
+    pub seed: Option<u64>,
+    /// Intra-op threads.
+    pub threads: u32,
+}
+
+impl Local {
+    /// Runs it to its end; an attempt that failed is an error.
+    pub fn run(&self) -> Result<()> {
+        std::fs::create_dir_all(self.out.join(BLOBS))
+            .with_context(|| format!("making the folder {}", self.out.display()))?;
+        let spec = self.read_spec()?;
+        let assignment = self.assignment(spec)?;
+        assignment.write(&self.out)?;
+        self.watch()?;
+        print!("{}", table(&read_journal(&self.out)?, &assignment.lease.spec));
+        Ok(())
+    }
+
+    /// The spec with its weight files turned into blobs, as submitting it would do.
+    fn read_spec(&self) -> Result<Spec> {
+        let context = || format!("reading the spec {}", self.spec.display());
+        let text = std::fs::read_to_string(&self.spec).with_context(context)?;
+        let mut document: Value = toml::from_str(&text).with_context(context)?;
+        self.choose(&mut document).with_context(context)?;
+        if self.kind == Kind::Evaluate {
+            document["kind"] = json!("evaluate");
+            if let Some(fields) = document.as_object_mut() {
+                fields.retain(|field, _| {
+                    !["method", "captions", "objective", "training"].contains(&field.as_str())
+                });
+            }
+        }
+        if let Some(path) = &self.theta1 {
+            document["weights"]["theta1"] =
+                json!({"file": path.canonicalize().with_context(|| path.display().to_string())?});
+        }
+        for end in ["theta0", "theta1"] {
+            let Some(file) = document["weights"][end]["file"].as_str().map(str::to_owned) else { continue };
+            // As in any tool that reads a spec: relative to the spec.
+            let folder = self.spec.parent().unwrap_or(Path::new(""));
+            let sha256 = self.link(&folder.join(file))?;
+            document["weights"][end] = json!({"blob": sha256});
+        }
+        if let Some(weights) = document["weights"].as_object_mut() {
+            weights.retain(|_, source| !source.is_null());
+        }
+        let spec = parse_spec(document).map_err(|problems| {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("{}:\n  {}", self.spec.display(), lines.join("\n  "))
+        })?;
+        ensure!(
+            spec.kind == self.kind,
+            "the spec is of kind {}; use `causeway-trainer {}`",
+            spec.kind.as_str(),
+            if spec.kind == Kind::Finetune { "train" } else { "evaluate" }
+        );
+        Ok(spec)
+    }
+
+    /// Makes one run of a spec that describes several: `[submit]` is for the server's client.
+    fn choose(&self, document: &mut Value) -> Result<()> {
+        let submit = document.as_object_mut().and_then(|fields| fields.remove("submit")).unwrap_or_default();
+        let variants = submit["variants"].as_array().cloned().unwrap_or_default();
+        match variants.get(self.variant.wrapping_sub(1)) {
+            Some(variant) => merge(document, variant),
+            None => ensure!(
+                self.variant == 1 && variants.is_empty(),
+                "there is no variant {}, the spec has {}",
+                self.variant,
+                variants.len()
+            ),
+        }
+        if let Some(seed) = self.seed {
+            document["seed"] = json!(seed);
+        }
+        Ok(())
+    }
+
+    /// Gives a weight file the place of a blob; its name there is its digest.
+    fn link(&self, file: &Path) -> Result<String> {
+        let sha256 = file_sha256(file)?;
+        let place = self.out.join(BLOBS).join(&sha256);
+        if !place.exists() {
+            let target = file.canonicalize().with_context(|| file.display().to_string())?;
+            std::os::unix::fs::symlink(target, &place)
+                .with_context(|| format!("linking {} to {}", place.display(), file.display()))?;
+        }
+        Ok(sha256)
+    }
+
+    /// The assignment, with what an earlier process in this folder has done.
+    fn assignment(&self, spec: Spec) -> Result<Assignment> {
+        let lines = read_journal(&self.out)?;
+        if !lines.is_empty() {
+            let before = Assignment::read(&self.out)?.lease.spec;
+            ensure!(
+                before == spec,
+                "{} holds the journal of another spec; choose another folder or remove it",
+                self.out.display()
+            );
+        }
+        let mut lease = LeaseGrant {
+            id: Uuid::nil(),
+            run_id: Uuid::nil(),
+            attempt: 1,
+            epoch: 0,
+            device: "cpu".to_owned(),
+            phase: if spec.kind == Kind::Finetune { Phase::Train } else { Phase::Evaluate },
+            spec,
+            resume: None,
+            checkpoint: None,
+            known_points: Vec::new(),
+            expires_in_ms: 0,
+        };
+        for line in lines {
+            match line.event {
+                Event::ResumeState { step, blob } => lease.resume = Some(ResumeFrom { step, blob }),
+                Event::Checkpoint { blob, .. } => {
+                    (lease.phase, lease.checkpoint) = (Phase::Evaluate, Some(blob));
+                }
+                Event::Point(point) => lease.known_points.push(known(&point)),
+                _ => {}
+            }
+        }
+        let data = self.data.iter().map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()));
+        Ok(Assignment { lease, data: data.collect(), threads: self.threads })
+    }
+
+    /// Starts the process and shows its progress until it ends.
+    fn watch(&self) -> Result<()> {
+        let program = std::env::current_exe().context("finding this program")?;
+        let mut child =
+            Command::new(program).arg("attempt").arg(&self.out).spawn().context("starting the attempt")?;
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {eta} {wide_msg}")?;
+        let bar = ProgressBar::new(0).with_style(style);
+        let mut tail = JournalTail::new(&self.out);
+        while !tail.read(LINES)?.is_empty() {}
+        let status = loop {
+            let status = child.try_wait().context("waiting for the attempt")?;
+            for line in tail.read(LINES)? {
+                if let Event::Progress(progress) = line.event {
+                    bar.set_prefix(progress.phase.as_str());
+                    bar.set_length(progress.total);
+                    bar.set_position(progress.done);
+                    bar.set_message(format!(
+                        "{:.1} images/s · {}",
+                        progress.images_per_second, progress.doing
+                    ));
+                }
+            }
+            match status {
+                Some(status) => break status,
+                None => std::thread::sleep(Duration::from_millis(200)),
+            }
+        };
+        bar.finish_and_clear();
+        match Ending::read(&self.out)? {
+            Some(ending) if status.success() && ending == Ending::succeeded() => Ok(()),
+            Some(ending) => bail!("{}", ending.reason),
+            None => bail!("the attempt crashed: {status}"),
+        }
+    }
+}
+
+/// Puts the fields of one document over those of another, table by table. A method is replaced whole: the parameters
+/// of one have no meaning for the next.
+fn merge(document: &mut Value, over: &Value) {
+    match (document, over) {
+        (Value::Object(document), Value::Object(over)) => {
+            for (field, value) in over {
+                match document.get_mut(field) {
+                    Some(old) if field != "method" => merge(old, value),
+                    _ => drop(document.insert(field.clone(), value.clone())),
+                }
+            }
+        }
+        (document, over) => *document = over.clone(),
+    }
+}
+
+fn read_journal(folder: &Path) -> Result<Vec<JournalLine>> {
+    let mut tail = JournalTail::new(folder);
+    let mut lines = Vec::new();
+    loop {
+        let more = tail.read(LINES)?;
+        if more.is_empty() {
+            return Ok(lines);
+        }
+        lines.extend(more);
+    }
+}
+
+fn known(point: &PointRecord) -> KnownPoint {
+    KnownPoint {
+        backbone: point.backbone.clone(),
+        checkpoint: point.checkpoint.clone(),
+        dataset: point.dataset.clone(),
+        protocol: point.protocol.id.clone(),
+        alpha: point.alpha,
+    }
+}
+
+/// Accuracy by dataset, α and k, percent.
+fn table(lines: &[JournalLine], spec: &Spec) -> String {
+    let mut titles = BTreeMap::new();
+    let mut accuracies = BTreeMap::new();
+    for line in lines {
+        match &line.event {
+            Event::Dataset { asset, digest, title, queries, .. } => {
+                titles.insert(asset.as_str(), (digest.as_str(), title.as_str(), *queries));
+            }
+            Event::Point(point) => {
+                let accuracy = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
+                accuracies.insert((point.dataset.as_str(), point.alpha, point.protocol.k), accuracy);
+            }
+            _ => {}
+        }
+    }
+    let mut text = String::new();
+    for dataset in &spec.evaluation.datasets {
+        let Some((digest, title, queries)) = titles.get(dataset.asset.as_str()) else { continue };
+        text += &format!(
+            "\n{title} ({}), {queries} images, k-NN accuracy in percent\n     α",
+            dataset.role.as_str()
+        );
+        for k in &spec.evaluation.k {
+            text += &format!("{:>8}", format!("k={k}"));
+        }
+        text += "\n";
+        for alpha in &spec.evaluation.alphas {
+            text += &format!("{:>6}", alpha.to_string());
+            for k in &spec.evaluation.k {
+                let cell = accuracies.get(&(*digest, *alpha, *k)).map(|accuracy| format!("{accuracy:.1}"));
+                text += &format!("{:>8}", cell.unwrap_or_default());
+            }
+            text += "\n";
+        }
+    }
+    text
+}

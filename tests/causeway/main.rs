@@ -2,4 +2,7 @@
 
 mod access;
 mod api;
+mod bad_input;
+mod end_to_end;
+mod kills;
 mod queue;

@@ -3,10 +3,12 @@
 
 mod process;
 mod server;
+mod trainer;
 mod worker;
 
 pub use process::{Process, binary, repository, wait_for};
 pub use server::Server;
+pub use trainer::{Trainer, demo_data, small_finetune};
 pub use worker::{FakeWorker, Held};
 
 use serde_json::{Value, json};

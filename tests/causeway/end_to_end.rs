@@ -1,0 +1,95 @@
+//! The whole road: POST a run, train, sweep α, read the curve; then score weights one already has.
+
+use anyhow::{Context, Result};
+use causeway_tests::{Server, Trainer, binary, small_finetune};
+use serde_json::{Value, json};
+use std::{fs, process::Command};
+
+/// (α, right answers) of a run's curve on a dataset at one k.
+fn points(curves: &Value, dataset: &str, k: u32) -> Vec<(f64, i64)> {
+    let prefix = format!("knn{k}-");
+    let wanted = |curve: &&Value| {
+        curve["dataset"]["name"] == dataset && curve["protocol"].as_str().unwrap().starts_with(&prefix)
+    };
+    let curve = curves["curves"].as_array().unwrap().iter().find(wanted).expect("the curve is there");
+    let points = curve["points"].as_array().unwrap().iter();
+    points.map(|point| (point["alpha"].as_f64().unwrap(), point["correct"].as_i64().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn a_posted_run_trains_and_draws_its_curve_and_its_weights_can_be_scored_again() -> Result<()> {
+    let server = Server::start().await?;
+    let _trainer = Trainer::start(&server, &[])?;
+    let id = server.submit(&small_finetune()).await?;
+    let run = server.wait_for_run(&id, &["succeeded"], 240).await?;
+    let loss = server.get(&format!("/runs/{id}/metrics?names=loss")).await?;
+    let values: Vec<f64> =
+        loss[0]["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    assert_eq!(values.len(), 12);
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(mean(&values[8..]) < mean(&values[..4]), "the loss falls: {values:?}");
+    let environment = &run["attempt_list"][0]["environment"];
+    for field in ["version", "commit", "libtorch", "host", "device", "threads"] {
+        assert!(!environment[field].is_null(), "{field} is recorded");
+    }
+    assert_eq!(run["trainable"], 83_040, "12 · (2 · 384 · 8 + 8 + 384 + 384): Adapter+ of rank 8 with a scale");
+
+    let curves = server.get(&format!("/runs/{id}/curves")).await?;
+    let swept = points(&curves, "tux-held-out", 20);
+    assert_eq!(swept.iter().map(|point| point.0).collect::<Vec<_>>(), [0.0, 0.5, 1.0]);
+
+    // The same line from two files, without training, on a finer grid.
+    let checkpoint = run["checkpoint"].as_str().context("checkpoint")?;
+    let file = server.user(reqwest::Method::GET, &format!("/checkpoints/{checkpoint}/file"))?.send().await?;
+    let theta1 = server.folder().join("theta1.safetensors");
+    fs::write(&theta1, file.error_for_status()?.bytes().await?)?;
+    let theta0 = causeway_tests::demo_data().join("vit-s14-imgfocus/model.safetensors");
+    let spec = server.folder().join("evaluate.toml");
+    fs::write(
+        &spec,
+        "experiment = 'again'\nkind = 'evaluate'\n[weights]\n[evaluation]\nimage_size = 56\nk = [20]\n\
+         alphas = [0, 0.25, 0.5, 1]\n[[evaluation.datasets]]\nasset = 'tux-held-out'\nrole = 'target'\n",
+    )?;
+    let submit = || {
+        Command::new(binary("causeway"))
+            .args(["submit", "--wait", "--server", &server.url(), "--token-file"])
+            .arg(server.state().join("user.token"))
+            .args(["--set", &format!("weights.theta0.file={}", theta0.display())])
+            .args(["--set", &format!("weights.theta1.file={}", theta1.display())])
+            .arg(&spec)
+            .output()
+    };
+    let output = submit()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let runs = server.get("/runs?method=evaluate").await?;
+    let again = runs["items"][0]["id"].as_str().context("the evaluation")?;
+    let scored = points(&server.get(&format!("/runs/{again}/curves")).await?, "tux-held-out", 20);
+    assert_eq!(scored.len(), 4);
+    for point in swept {
+        assert!(scored.contains(&point), "{point:?} in {scored:?}");
+    }
+
+    // Everything is known now: a second submission computes nothing and shows the same.
+    let output = submit()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let third =
+        server.get("/runs?method=evaluate").await?["items"][0]["id"].as_str().context("id")?.to_owned();
+    assert_ne!(third, again);
+    assert_eq!(points(&server.get(&format!("/runs/{third}/curves")).await?, "tux-held-out", 20), scored);
+    let computed: i64 = sqlx::query_scalar("select count(*) from point where run_id = $1")
+        .bind(uuid::Uuid::parse_str(&third)?)
+        .fetch_one(&server.database().await?)
+        .await?;
+    assert_eq!(computed, 0);
+
+    // α = 0 of the first run and of the evaluation is one point, and belongs to the backbone.
+    let bare: i64 = sqlx::query_scalar(
+        "select count(*) from point p join curve c on c.id = p.curve_id where c.checkpoint = '' and p.alpha <> 0",
+    )
+    .fetch_one(&server.database().await?)
+    .await?;
+    assert_eq!(bare, 0);
+    let comparison = server.get(&format!("/compare?checkpoints={}", &checkpoint[..12])).await?;
+    assert_eq!(comparison["checkpoints"][0]["digest"], json!(checkpoint));
+    Ok(())
+}

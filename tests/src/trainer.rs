@@ -1,0 +1,141 @@
+//! A real `causeway-trainer work` beside a server.
+
+use crate::{
+    Server,
+    process::{Process, binary, repository},
+};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A running agent and its state folder.
+#[derive(Debug)]
+pub struct Trainer {
+    process: Option<Process>,
+    server_url: String,
+    token_file: PathBuf,
+    state: PathBuf,
+    data: Vec<PathBuf>,
+    log: PathBuf,
+}
+
+impl Trainer {
+    /// Starts an agent that holds the demo's assets and those under `more`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(server: &Server, more: &[&Path]) -> Result<Trainer> {
+        let mut data = vec![demo_data()];
+        data.extend(more.iter().map(|path| path.to_path_buf()));
+        let mut trainer = Trainer {
+            process: None,
+            server_url: server.url(),
+            token_file: server.state().join("worker.token"),
+            state: server.folder().join("worker"),
+            data,
+            log: server.folder().join("trainer.log"),
+        };
+        trainer.restart()?;
+        Ok(trainer)
+    }
+
+    /// Starts the agent again on the same state folder.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        let mut command = Command::new(binary("causeway-trainer"));
+        command
+            .args(["work", "--server", &self.server_url, "--name", "test", "--token-file"])
+            .arg(&self.token_file)
+            .arg("--state")
+            .arg(&self.state)
+            // Fixed, so that numbers do not depend on what else runs on this machine.
+            .args(["--threads", "1"]);
+        for folder in &self.data {
+            command.arg("--data").arg(folder);
+        }
+        self.process = Some(Process::start(&mut command, &self.log)?);
+        Ok(())
+    }
+
+    /// `kill -9` of the agent alone.
+    ///
+    /// # Errors
+    /// If it was not running.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM and wait.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.terminate()?;
+        }
+        Ok(())
+    }
+
+    /// Process ids of the training processes of this agent, found by their command line.
+    pub fn attempts(&self) -> Vec<i32> {
+        let ours = self.state.to_string_lossy().into_owned();
+        let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
+            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            let mut arguments = line.split('\0').skip(1);
+            (arguments.next()? == "attempt" && arguments.next()?.starts_with(&ours)).then_some(pid)
+        });
+        pids.collect()
+    }
+
+    /// `kill -9` of every training process; says how many there were.
+    pub fn kill_attempts(&self) -> usize {
+        let pids = self.attempts();
+        for pid in &pids {
+            // SAFETY: a process whose command line names this test's own folder.
+            unsafe { libc::kill(*pid, libc::SIGKILL) };
+        }
+        pids.len()
+    }
+}
+
+impl Drop for Trainer {
+    fn drop(&mut self) {
+        let _ = self.stop();
+        self.kill_attempts();
+        if std::thread::panicking() {
+            eprintln!("--- the trainer's log\n{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
+}
+
+/// Where set-up puts the demo's assets.
+pub fn demo_data() -> PathBuf {
+    repository().join(".deps/data")
+}
+
+/// A small fine-tuning of the real ViT-S/14 on the real captions: seconds on one core.
+pub fn small_finetune() -> Value {
+    json!({
+        "experiment": "small",
+        "kind": "finetune",
+        "weights": {"theta0": {"asset": "vit-s14-imgfocus"}},
+        "method": {"kind": "adapter"},
+        "captions": {"asset": "tux-captions", "text_encoder": "minilm-l6"},
+        "objective": {"contrastive": {}},
+        "training": {"steps": 12, "batch_size": 8, "learning_rate": 1e-3, "image_size": 56, "resume_every": 3,
+                     "flip": true},
+        "evaluation": {"datasets": [{"asset": "tux-held-out", "role": "target"},
+                                    {"asset": "digits-200", "role": "ood"}],
+                       "alphas": [0, 0.5, 1], "k": [1, 20], "image_size": 56}
+    })
+}

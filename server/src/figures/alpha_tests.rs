@@ -36,8 +36,13 @@ fn input(seeds: Vec<SeedCurve>) -> FigureInput {
     FigureInput {
         datasets: vec![dataset("Stamps", Role::Target), dataset("Digits", Role::Ood)],
         backbone: vec![Some(Score { n: 100, correct: 70 }), Some(Score { n: 100, correct: 50 })],
-        variants: vec![Variant { label: "film".to_owned(),
-            short: "film".to_owned(), method: "film".to_owned(), ordinal: 0, seeds }],
+        variants: vec![Variant {
+            label: "film".to_owned(),
+            short: "film".to_owned(),
+            method: "film".to_owned(),
+            ordinal: 0,
+            seeds,
+        }],
     }
 }
 

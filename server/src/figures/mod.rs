@@ -21,6 +21,6 @@ pub use best::{Best, BestRule};
 pub use difference::{Difference, difference_svg, shared_axis};
 pub use identity::{DASHES, Identity, Marker, identity, short};
 pub use loss::{LossChart, loss_svg};
-pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, panel_svg};
+pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
-pub use words::{points, signed, value};
+pub use words::{points, role_word, signed, tone, value};

@@ -2,8 +2,9 @@
 //! same model with the same layout numbers, so both have their marks in the same places.
 
 use super::alpha::{AlphaFigure, EndLabel, LineKey, Panel, PanelLine, Place};
-use super::identity::{Marker, short};
+use super::identity::{Marker, identity, short};
 use super::stats::SEEDS_FOR_INTERVAL;
+use super::words::role_word;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -104,7 +105,7 @@ pub fn panel_svg(figure: &AlphaFigure, panel: &Panel, layout: &Layout, id: &str)
         r#"<svg class="drawn" viewBox="0 0 {width} {height}" font-size="{}" role="img" aria-labelledby="{id}t {id}d"><title id="{id}t">{} · {}</title><desc id="{id}d">{}</desc>"#,
         short(layout.font),
         escape(&panel.title),
-        panel.role,
+        role_word(panel.role),
         escape(&panel.description),
     );
     draw_panel(&mut out, figure, panel, layout, Palette::Tokens);
@@ -347,6 +348,19 @@ pub fn key_svg(key: Option<&LineKey>) -> String {
             mark(&mut out, Marker::Diamond, 4.5, (14.0, 7.0), "var(--ink)", "var(--surface)", 1.5);
         }
     }
+    out.push_str("</svg>");
+    out
+}
+
+/// A method's mark, for tables.
+pub fn method_svg(method: &str) -> String {
+    let look = identity(method);
+    let mut out =
+        String::from(r#"<svg class="sample" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">"#);
+    let colour = format!("var(--s{})", look.slot);
+    let stroke = if look.hollow || look.marker.is_stroked() { 1.5 } else { 0.0 };
+    let fill = if look.hollow { "var(--surface)" } else { &colour };
+    mark(&mut out, look.marker, 4.5, (7.0, 7.0), &colour, fill, stroke);
     out.push_str("</svg>");
     out
 }

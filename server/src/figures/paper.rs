@@ -3,6 +3,7 @@
 use super::alpha::AlphaFigure;
 use super::identity::{Marker, short};
 use super::panel::{Layout, Palette, draw_panel, escape, key_mark, mark};
+use super::words::role_word;
 use std::fmt::Write;
 
 /// What stands under a saved figure.
@@ -48,7 +49,7 @@ pub fn paper_svg(figure: &AlphaFigure, caption: &PaperCaption, millimetres: f64)
                 short(x),
                 short(y + FONT),
                 escape(&panel.title),
-                panel.role,
+                role_word(panel.role),
                 short(x),
                 short(y + head)
             );

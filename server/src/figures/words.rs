@@ -19,6 +19,26 @@ pub fn signed(points: f64) -> String {
     }
 }
 
+/// A role as figures and sentences write it.
+pub fn role_word(role: &str) -> &'static str {
+    match role {
+        "id" => "ID",
+        "target" => "target",
+        _ => "OOD",
+    }
+}
+
+/// The colour word of a difference: `gain`, `loss`, or nothing where it rounds to none.
+pub fn tone(points: f64) -> &'static str {
+    if points >= 0.05 {
+        "gain"
+    } else if points <= -0.05 {
+        "loss"
+    } else {
+        ""
+    }
+}
+
 /// "3.1 points", "1 point".
 pub fn points(size: f64) -> String {
     let text = format!("{:.1}", size.abs());
@@ -36,7 +56,12 @@ pub fn end_label(line: &LineKey, last: &Place) -> String {
 
 /// "adapter goes from 71.0 % at α 0 to 73.0 % at α 1; highest 74.5 % at α 0.4."
 pub fn describe_panel(panel: &Panel, lines: &[LineKey]) -> String {
-    let mut text = format!("Top-1 accuracy against α on {}, {} images.", panel.title, panel.queries);
+    let mut text = format!(
+        "Top-1 accuracy against α on {} ({}), {} images.",
+        panel.title,
+        role_word(panel.role),
+        panel.queries
+    );
     if let Some(base) = panel.backbone {
         text.push_str(&format!(" The backbone has {} %.", value(base)));
     }

@@ -1,7 +1,7 @@
 //! The answer of an experiment in a sentence or two, generated from the numbers under it.
 
 use super::figure::Measured;
-use crate::figures::{AlphaFigure, points, signed, stats::Paired};
+use crate::figures::{AlphaFigure, points, role_word, signed, stats::Paired};
 use causeway_protocol::Alpha;
 
 /// What the figure says.
@@ -15,7 +15,7 @@ pub struct Answer {
 
 /// Writes the answer; none while no line has an end to speak of.
 pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
-    let (goal, guard) = (figure.rule.goal, figure.rule.guard);
+    let (goal, guard) = (role_word(figure.rule.goal), figure.rule.guard.map(role_word));
     let best = figure
         .lines
         .iter()
@@ -25,9 +25,12 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
     let (at, line, chosen) = best;
     let mut details = Vec::new();
     let sentence = if chosen.alpha > 0.0 {
-        let interval = Alpha::from_f64(chosen.alpha).and_then(|a| measured.role_against_backbone(at, goal, a));
+        let interval = Alpha::from_f64(chosen.alpha)
+            .and_then(|a| measured.role_against_backbone(at, figure.rule.goal, a));
         let cost = match (guard, chosen.guard_delta) {
-            (Some(guard), Some(delta)) if delta <= -0.05 => format!(" and loses {} on {guard}", points(delta)),
+            (Some(guard), Some(delta)) if delta <= -0.05 => {
+                format!(" and loses {} on {guard}", points(delta))
+            }
             (Some(guard), Some(delta)) if delta >= 0.05 => format!(" and {} on {guard}", points(delta)),
             (Some(guard), Some(_)) => format!(" and loses nothing on {guard}"),
             _ => String::new(),
@@ -65,7 +68,7 @@ fn ends(figure: &AlphaFigure, measured: &Measured) -> Vec<String> {
     for (at, line) in figure.lines.iter().enumerate() {
         let roles = ["id", "target", "ood"].into_iter().filter_map(|role| {
             let delta = measured.role_against_backbone(at, role, Alpha::ONE)?.delta;
-            Some(format!("{role} {}", signed(delta)))
+            Some(format!("{} {}", role_word(role), signed(delta)))
         });
         let roles: Vec<String> = roles.collect();
         if !roles.is_empty() {

@@ -19,7 +19,9 @@ pub fn address(name: &str) -> String {
 
 fn digest(name: &str) -> Option<String> {
     let file = Dist::get(name)?;
-    Some(file.metadata.sha256_hash()[..6].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
+    Some(
+        file.metadata.sha256_hash()[..6].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")),
+    )
 }
 
 /// `GET /assets/{name}`.

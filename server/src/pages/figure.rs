@@ -5,9 +5,9 @@ use crate::{
     Result,
     curves::Curve,
     figures::{
-        self, AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, NARROW, Place, Score, SeedCurve, Variant,
-        View, WIDE,
-        stats::{Paired, SEEDS_FOR_INTERVAL, mean_paired, paired},
+        self, AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, NARROW, Place, Score, SeedCurve,
+        Variant, View, WIDE,
+        stats::{Paired, SEEDS_FOR_INTERVAL, mean, mean_paired, paired, percent},
     },
 };
 use causeway_protocol::{Alpha, Hits, Role};
@@ -81,7 +81,9 @@ impl Measured {
     }
 
     fn take(&mut self, curve: Curve, scores: &mut HashMap<Uuid, (String, Vec<BTreeMap<Alpha, Score>>)>) {
-        let Some(at) = self.input.datasets.iter().position(|d| d.digest == curve.dataset.digest) else { return };
+        let Some(at) = self.input.datasets.iter().position(|d| d.digest == curve.dataset.digest) else {
+            return;
+        };
         let checkpoint = curve.checkpoint.unwrap_or_default();
         let of_run = scores
             .entry(curve.run_id)
@@ -113,6 +115,20 @@ impl Measured {
             .filter_map(|seed| Some((before, self.hits(&seed.checkpoint, dataset, alpha)?)))
             .collect();
         paired(&pairs, self.input.backbone.get(dataset)?.as_ref()?.n as usize)
+    }
+
+    /// Change of one checkpoint's mean accuracy over the datasets of a role; none if one of them is not measured.
+    pub fn checkpoint_delta(&self, checkpoint: &str, role: &str, alpha: Alpha) -> Option<f64> {
+        let seeds = self.input.variants.iter().flat_map(|variant| &variant.seeds);
+        let seed = seeds.into_iter().find(|seed| seed.checkpoint == checkpoint)?;
+        let of_role = self.input.datasets.iter().enumerate().filter(|(_, d)| d.role.as_str() == role);
+        let deltas: Option<Vec<f64>> = of_role
+            .map(|(at, _)| {
+                let (before, after) = (self.input.backbone[at]?, seed.scores[at].get(&alpha)?);
+                Some(percent(after.correct, after.n) - percent(before.correct, before.n))
+            })
+            .collect();
+        mean(&deltas?)
     }
 
     /// The same, averaged over the datasets of a role.
@@ -280,7 +296,7 @@ impl FigureView {
         let figure = figures::alpha_figure(&measured.input, options);
         let panels = figure.panels.iter().enumerate().map(|(at, panel)| PanelView {
             title: panel.title.clone(),
-            role: panel.role,
+            role: figures::role_word(panel.role),
             queries: super::format::plural(i64::from(panel.queries), "image"),
             wide: figures::panel_svg(&figure, panel, &WIDE, &format!("w{at}")),
             narrow: figures::panel_svg(&figure, panel, &NARROW, &format!("n{at}")),
@@ -353,7 +369,11 @@ fn key_rows(figure: &AlphaFigure) -> Vec<KeyRow> {
 
 fn note(key: &LineKey) -> String {
     let best = key.best.map(|best| format!("best α {}", best.alpha));
-    [Some(key.seeds.clone()), key.progress.clone(), best].into_iter().flatten().collect::<Vec<_>>().join(" · ")
+    [Some(key.seeds.clone()), key.progress.clone(), best]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" · ")
 }
 
 /// A measured place in words.
@@ -367,17 +387,14 @@ pub fn cell(place: &Place) -> Cell {
     Cell {
         value: figures::value(place.mean),
         delta: delta.map(figures::signed).unwrap_or_default(),
-        tone: match delta {
-            Some(delta) if delta >= 0.05 => "gain",
-            Some(delta) if delta <= -0.05 => "loss",
-            _ => "",
-        },
+        tone: delta.map_or("", figures::tone),
         band: band_text(band, name),
     }
 }
 
 fn band_text(band: Option<(f64, f64)>, name: &str) -> String {
-    band.map(|(lo, hi)| format!("{name} {}\u{2013}{}", figures::value(lo), figures::value(hi))).unwrap_or_default()
+    band.map(|(lo, hi)| format!("{name} {}\u{2013}{}", figures::value(lo), figures::value(hi)))
+        .unwrap_or_default()
 }
 
 fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<String> {
@@ -387,9 +404,11 @@ fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<
              Each panel spans {} points.",
             figure.span
         ),
-        View::Delta => "Points of top-1 accuracy against the backbone (0, diamond, dashed) over α; all panels share \
+        View::Delta => {
+            "Points of top-1 accuracy against the backbone (0, diamond, dashed) over α; all panels share \
                         one scale."
-            .to_owned(),
+                .to_owned()
+        }
     }];
     let most = figure.lines.iter().map(|line| line.n).max().unwrap_or(0);
     sentences.push(match most {
@@ -405,11 +424,11 @@ fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<
     if figure.lines.iter().any(|line| line.best.is_some_and(|best| best.alpha > 0.0)) {
         let rule = &figure.rule;
         let guard = rule.guard.map_or(String::new(), |guard| {
-            format!(" that costs mean {guard} at most {}", figures::points(rule.keep))
+            format!(" that costs mean {} at most {}", figures::role_word(guard), figures::points(rule.keep))
         });
         sentences.push(format!(
             "Ring: best α, the measured α with the highest mean {} accuracy{guard}; chosen on the datasets shown.",
-            rule.goal
+            figures::role_word(rule.goal)
         ));
     }
     if other_backbones > 0 {
@@ -418,10 +437,4 @@ fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<
     }
     sentences.push(format!("Protocol {protocol}."));
     sentences
-}
-
-impl Default for FigureOptions {
-    fn default() -> FigureOptions {
-        FigureOptions { view: View::Accuracy, keep: 1.0 }
-    }
 }

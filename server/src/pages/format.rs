@@ -85,7 +85,9 @@ pub fn plural(number: i64, noun: &str) -> String {
 pub fn state(word: &str) -> String {
     let shape = match word {
         "queued" | "assigned" => r#"<circle cx="7" cy="7" r="4.5" fill="none"/>"#,
-        "running" => r#"<circle cx="7" cy="7" r="4.5" fill="none"/><path d="M7 2.5a4.5 4.5 0 0 1 0 9z" class="solid"/>"#,
+        "running" => {
+            r#"<circle cx="7" cy="7" r="4.5" fill="none"/><path d="M7 2.5a4.5 4.5 0 0 1 0 9z" class="solid"/>"#
+        }
         "succeeded" => r#"<path d="M2.5 7.5l3 3 6-7" fill="none"/>"#,
         "ready" => r#"<circle cx="7" cy="7" r="4" class="solid"/>"#,
         "failed" => r#"<path d="M3 3l8 8M11 3l-8 8" fill="none"/>"#,

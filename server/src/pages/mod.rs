@@ -28,12 +28,11 @@ use axum::{
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
 
 /// Scripts and styles come from this server only. The one exception is the style element that Observable Plot 0.6
 /// puts into each of its SVGs, named by its digest; the browser test fails if a new version changes it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; \
-    style-src 'self' 'sha256-PLOT_STYLE'; img-src 'self' data:; \
+    style-src 'self' 'sha256-jSYQUrW7J0b3jPqhZP9C2Xh1PyJKHKXd4s0fpGGKrww='; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 /// Largest problem+json body that is turned into a page, bytes.
@@ -85,17 +84,23 @@ impl Shell {
     ///
     /// # Errors
     /// If the database does not answer.
-    pub async fn load(pool: &PgPool, request: &Asked, live: bool) -> Result<Shell> {
+    pub async fn load(app: &App, request: &Asked, live: bool) -> Result<Shell> {
         let counts = sqlx::query!(
             r#"select (select count(*) from run where state = 'queued') as "queued!",
                       (select count(*) from worker) as "workers!",
                       (select count(*) from worker_pulse where seen_at > now() - make_interval(secs => $1))
                         as "ready!""#,
-            f64::from(crate::scheduler::SUSPECT_SECONDS)
+            crate::scheduler::suspect_seconds(app.lease_seconds)
         )
-        .fetch_one(pool)
+        .fetch_one(&app.pool)
         .await?;
-        let shell = Shell { queued: counts.queued, ready: counts.ready, workers: counts.workers, live, ..Shell::bare(request) };
+        let shell = Shell {
+            queued: counts.queued,
+            ready: counts.ready,
+            workers: counts.workers,
+            live,
+            ..Shell::bare(request)
+        };
         Ok(Shell { signed_in: true, ..shell })
     }
 
@@ -156,7 +161,8 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Asked {
 /// Renders a page. An unchanged one is not sent again: pages ask for news every two seconds.
 pub fn page(template: &impl Template, asked: &Asked) -> Result<Response> {
     let html = template.render().map_err(|error| Error::Internal(error.into()))?;
-    let digest = Sha256::digest(&html)[..12].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let digest =
+        Sha256::digest(&html)[..12].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     // Weak: what travels is a compressed encoding of it.
     let etag = format!("W/\"{digest}\"");
     let mut response = if asked.etag.as_deref() == Some(etag.as_str()) {

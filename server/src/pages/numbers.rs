@@ -3,7 +3,7 @@
 use super::figure::{Cell, cell};
 use crate::{
     curves::Curve,
-    figures::{AlphaFigure, key_svg, stats::wilson},
+    figures::{AlphaFigure, key_svg, role_word, stats::wilson},
 };
 use std::fmt::Write;
 
@@ -37,7 +37,7 @@ pub struct NumberRow {
 pub fn tables(figure: &AlphaFigure) -> Vec<Numbers> {
     let tables = figure.panels.iter().map(|panel| Numbers {
         title: panel.title.clone(),
-        role: panel.role,
+        role: role_word(panel.role),
         alphas: figure.alphas.iter().map(ToString::to_string).collect(),
         rows: figure
             .lines
@@ -68,7 +68,8 @@ pub fn csv(curves: &[Curve]) -> String {
     for curve in curves {
         for point in &curve.points {
             let interval = wilson(point.correct.unsigned_abs(), point.n.unsigned_abs());
-            let ends = interval.map(|i| format!("{},{}", i.lo / 100.0, i.hi / 100.0)).unwrap_or(",".to_owned());
+            let ends =
+                interval.map(|i| format!("{},{}", i.lo / 100.0, i.hi / 100.0)).unwrap_or(",".to_owned());
             let _ = writeln!(
                 text,
                 "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{ends}",

@@ -60,14 +60,20 @@ pub fn words(value: &Value) -> String {
 /// Paths that say who and when rather than what; they never tell two lines apart.
 const AROUND: [&str; 7] = ["experiment", "name", "note", "tags", "priority", "max_attempts", "seed"];
 
+/// Whether a path says who and when rather than what.
+pub fn is_around(path: &str) -> bool {
+    AROUND.contains(&path)
+}
+
 /// Labels for lines of one method: the method's word, and where there are several variants of it, the values in which
 /// they differ.
 pub fn labels(specs: &[(&str, &Value)]) -> Vec<String> {
     let labels = specs.iter().map(|(method, spec)| {
-        let peers: Vec<Value> = specs.iter().filter(|(m, _)| m == method).map(|(_, s)| (*s).clone()).collect();
+        let peers: Vec<Value> =
+            specs.iter().filter(|(m, _)| m == method).map(|(_, s)| (*s).clone()).collect();
         let differing = crate::curves::differing(&peers);
         let mut parts = vec![method.replace('_', " ")];
-        for path in differing.keys().filter(|path| !AROUND.contains(&path.as_str())).take(3) {
+        for path in differing.keys().filter(|path| !is_around(path)).take(3) {
             let value = path.split('.').try_fold(*spec, |value, name| value.get(name));
             let name = path.rsplit('.').next().unwrap_or(path).replace('_', " ");
             let value = value.map_or("absent".to_owned(), words);
@@ -101,7 +107,15 @@ mod tests {
         let set: Vec<&str> = leaves.iter().filter(|leaf| leaf.set).map(|leaf| leaf.path.as_str()).collect();
         assert_eq!(
             set,
-            ["evaluation.datasets", "evaluation.k", "experiment", "kind", "name", "weights.theta0.asset", "weights.theta1.asset"]
+            [
+                "evaluation.datasets",
+                "evaluation.k",
+                "experiment",
+                "kind",
+                "name",
+                "weights.theta0.asset",
+                "weights.theta1.asset"
+            ]
         );
         let datasets = leaves.iter().find(|leaf| leaf.path == "evaluation.datasets").unwrap();
         assert_eq!(datasets.value, "d (ood)");
@@ -109,7 +123,8 @@ mod tests {
 
     #[test]
     fn variants_of_a_method_are_labelled_by_what_differs() {
-        let (a, mut b) = (json!({"seed": 0, "method": {"rank": 8}}), json!({"seed": 1, "method": {"rank": 16}}));
+        let (a, mut b) =
+            (json!({"seed": 0, "method": {"rank": 8}}), json!({"seed": 1, "method": {"rank": 16}}));
         assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter · rank 8", "adapter · rank 16"]);
         b = json!({"seed": 1, "method": {"rank": 8}});
         assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter", "adapter"]);

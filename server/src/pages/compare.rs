@@ -1,0 +1,394 @@
+//! `/compare?checkpoints=a,b,…`: what differs first, with intervals; then the curves, the accuracies, and the specs.
+
+use super::{
+    Asked, Shell,
+    experiment::{Choice, DataSource, data_sources},
+    figure::{FigureView, Measured, Source},
+    format, page, spec_view,
+};
+use crate::{
+    App, Error, Result,
+    curves::{Comparison, compare},
+    figures::{
+        Difference, FigureOptions, View, difference_svg, method_svg, role_word, shared_axis, signed,
+        stats::{Paired, mean_paired, paired, percent, wilson},
+        tone, value,
+    },
+};
+use askama::Template;
+use axum::{
+    extract::{Query, State},
+    response::{IntoResponse, Redirect, Response},
+};
+use causeway_protocol::{Alpha, Spec};
+use serde_json::Value;
+use sqlx::PgPool;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+#[derive(Template)]
+#[template(path = "compare.html")]
+struct Compare {
+    shell: Shell,
+    columns: Vec<Column>,
+    /// What the differences are taken from: "A" or "the backbone".
+    baseline: String,
+    places: Vec<Choice>,
+    protocols: Vec<Choice>,
+    /// At which α the differences are.
+    at: String,
+    differences: Vec<DifferenceRow>,
+    accuracies: Vec<Accuracies>,
+    figure: Option<FigureView>,
+    sources: Vec<DataSource>,
+    differing: Vec<SpecRow>,
+    equal: Vec<(String, String)>,
+}
+
+/// A checkpoint.
+struct Column {
+    letter: char,
+    digest: String,
+    name: String,
+    run_id: String,
+    sample: String,
+    best: String,
+    /// Alpha of the differences.
+    alpha: Option<Alpha>,
+    /// Address with this checkpoint as the baseline.
+    first: String,
+    /// Address without it.
+    without: String,
+}
+
+/// One dataset, or the mean of a role, for every checkpoint but the baseline.
+struct DifferenceRow {
+    name: String,
+    role: &'static str,
+    mean: bool,
+    cells: Vec<DifferenceCell>,
+}
+
+struct DifferenceCell {
+    picture: String,
+    delta: String,
+    interval: String,
+    tone: &'static str,
+}
+
+/// The accuracies on one dataset.
+struct Accuracies {
+    title: String,
+    role: &'static str,
+    rows: Vec<AccuracyRow>,
+}
+
+struct AccuracyRow {
+    letter: char,
+    name: String,
+    sample: String,
+    /// At α = 0, best on test, at α = 1: accuracy, interval, and for the second its α.
+    cells: Vec<Option<(String, String)>>,
+}
+
+struct SpecRow {
+    path: String,
+    values: Vec<String>,
+}
+
+/// `GET /compare`.
+pub async fn show(
+    State(app): State<App>,
+    asked: Asked,
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Result<Response> {
+    let of =
+        |name: &str| pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect();
+    let given: Vec<&str> = of("checkpoints");
+    let digests: Vec<&str> = given
+        .iter()
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .collect();
+    if digests.is_empty() {
+        return Err(Error::BadRequest(
+            "tick checkpoints in an experiment's table of runs, or name them: /compare?checkpoints=a,b"
+                .into(),
+        ));
+    }
+    // The form of the runs table sends one pair each; the address to keep is the short one.
+    if given.len() > 1 || digests.iter().any(|digest| digest.len() > 12) {
+        let short: Vec<&str> = digests.iter().map(|digest| format::short_digest(digest)).collect();
+        return Ok(Redirect::to(&format!("/compare?checkpoints={}", short.join(","))).into_response());
+    }
+    let (at, protocol): (Vec<&str>, Vec<&str>) = (of("at"), of("protocol"));
+    let comparison = compare(&app.pool, &digests, None).await?;
+    let view = view(&app, &asked, comparison, at.first().copied(), protocol.first().copied()).await?;
+    page(&view, &asked)
+}
+
+async fn view(
+    app: &App,
+    asked: &Asked,
+    comparison: Comparison,
+    at: Option<&str>,
+    protocol: Option<&str>,
+) -> Result<Compare> {
+    let pool = &app.pool;
+    let runs = runs(pool, &comparison).await?;
+    let short: Vec<&str> = comparison.checkpoints.iter().map(|c| format::short_digest(&c.digest)).collect();
+    let common = common_protocols(&comparison, &runs);
+    if common.is_empty() && !comparison.curves.is_empty() {
+        return Err(Error::Conflict(
+            "these checkpoints were not evaluated under any common protocol, so their curves cannot be compared"
+                .into(),
+        ));
+    }
+    let chosen = match protocol {
+        Some(id) => common.iter().find(|(other, _)| other == id),
+        None => common.iter().find(|(_, k)| *k == 20).or(common.last()),
+    };
+    let chosen = chosen.map(|(id, _)| id.clone()).unwrap_or_default();
+    let curves = comparison.curves.into_iter().filter(|curve| {
+        curve.protocol == chosen
+            && runs.iter().any(|run| run.as_ref().is_some_and(|run| run.id == curve.run_id))
+    });
+    let sources: Vec<Source> =
+        runs.iter().enumerate().filter_map(|(at, run)| source(at, run.as_ref()?)).collect();
+    let measured = Measured::gather(pool, curves.collect(), &sources).await?;
+    let figure = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen);
+    let link = |digests: &[&str], at: Option<&str>, protocol: Option<&str>| {
+        let mut link = format!("/compare?checkpoints={}", digests.join(","));
+        at.into_iter().for_each(|at| link.push_str(&format!("&at={at}")));
+        protocol.into_iter().for_each(|id| link.push_str(&format!("&protocol={id}")));
+        link
+    };
+    let place = at.unwrap_or("1");
+    let columns: Vec<Column> = runs
+        .iter()
+        .enumerate()
+        .map(|(index, run)| {
+            let line = measured.input.variants.iter().position(|v| v.short == letter(index).to_string());
+            let best = line.and_then(|line| figure.as_ref()?.figure.lines[line].best);
+            let alpha = match place {
+                "best" => best.and_then(|best| Alpha::from_f64(best.alpha)),
+                text => text.parse().ok().and_then(Alpha::from_f64),
+            };
+            let mut first = short.clone();
+            first[..=index].rotate_right(1);
+            let mut without = short.clone();
+            without.remove(index);
+            Column {
+                letter: letter(index),
+                digest: short[index].to_owned(),
+                name: run.as_ref().map_or("no run".to_owned(), |run| run.name.clone()),
+                run_id: run.as_ref().map_or(String::new(), |run| run.id.to_string()),
+                sample: run.as_ref().map_or(String::new(), |run| method_svg(&run.method)),
+                best: best.map_or(String::new(), |best| format!("best α {}", best.alpha)),
+                alpha,
+                first: link(&first, at, protocol),
+                without: link(&without, at, protocol),
+            }
+        })
+        .collect();
+    let specs: Vec<Value> =
+        runs.iter().map(|run| run.as_ref().map_or(Value::Null, |r| r.spec.clone())).collect();
+    let (differing, equal) = spec_rows(&specs);
+    let digests: Vec<&str> = comparison.checkpoints.iter().map(|c| c.digest.as_str()).collect();
+    let places = [("1", "α 1"), ("best", "own best α"), ("0.5", "α 0.5")];
+    Ok(Compare {
+        shell: Shell::load(app, asked, false).await?,
+        baseline: if columns.len() == 1 { "the backbone".to_owned() } else { "A".to_owned() },
+        places: places
+            .iter()
+            .map(|(at, label)| {
+                Choice::new(*label, link(&short, (*at != "1").then_some(*at), protocol), *at == place)
+            })
+            .collect(),
+        protocols: common
+            .iter()
+            .map(|(id, k)| Choice::new(format!("k {k}"), link(&short, at, Some(id)), *id == chosen))
+            .collect(),
+        at: if place == "best" { "each at its own best α".to_owned() } else { format!("at α {place}") },
+        differences: differences(&measured, &columns, &digests),
+        accuracies: accuracies(&measured, &runs),
+        sources: data_sources(&measured),
+        figure,
+        columns,
+        differing,
+        equal,
+    })
+}
+
+/// The run that made a checkpoint, or the first that evaluated it.
+struct ComparedRun {
+    id: Uuid,
+    name: String,
+    method: String,
+    seed: i64,
+    spec: Value,
+}
+
+async fn runs(pool: &PgPool, comparison: &Comparison) -> Result<Vec<Option<ComparedRun>>> {
+    let ids: Vec<Uuid> = comparison.checkpoints.iter().filter_map(|checkpoint| checkpoint.run_id).collect();
+    let rows =
+        sqlx::query_as!(ComparedRun, "select id, name, method, seed, spec from run where id = any($1)", &ids)
+            .fetch_all(pool)
+            .await?;
+    let mut by_id: BTreeMap<Uuid, ComparedRun> = rows.into_iter().map(|run| (run.id, run)).collect();
+    let runs = comparison.checkpoints.iter().map(|checkpoint| by_id.remove(&checkpoint.run_id?));
+    Ok(runs.collect())
+}
+
+/// Protocols under which every checkpoint has a curve: id and k, by k.
+fn common_protocols(comparison: &Comparison, runs: &[Option<ComparedRun>]) -> Vec<(String, u32)> {
+    let mut common: Option<Vec<(String, u32)>> = None;
+    for run in runs.iter().flatten() {
+        let Ok(spec) = serde_json::from_value::<Spec>(run.spec.clone()) else { continue };
+        let measured = |id: &str| comparison.curves.iter().any(|c| c.run_id == run.id && c.protocol == id);
+        let own: Vec<(String, u32)> = spec
+            .evaluation
+            .protocols()
+            .into_iter()
+            .filter(|p| measured(&p.id))
+            .map(|p| (p.id, p.k))
+            .collect();
+        common = Some(match common {
+            Some(before) => before.into_iter().filter(|protocol| own.contains(protocol)).collect(),
+            None => own,
+        });
+    }
+    let mut common = common.unwrap_or_default();
+    common.sort_by_key(|(_, k)| *k);
+    common
+}
+
+fn letter(index: usize) -> char {
+    char::from(b'A' + u8::try_from(index).unwrap_or(25))
+}
+
+fn source(index: usize, run: &ComparedRun) -> Option<Source> {
+    let letter = letter(index).to_string();
+    Some(Source {
+        run: run.id,
+        line: letter.clone(),
+        label: format!("{letter} · {}", run.name),
+        short: letter,
+        wanted: run.spec.pointer("/evaluation/alphas")?.as_array()?.len(),
+        open: false,
+        method: run.method.clone(),
+        seed: run.seed,
+        name: run.name.clone(),
+    })
+}
+
+fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> Vec<DifferenceRow> {
+    let one = |column: usize, dataset: usize| -> Option<Paired> {
+        // With a single checkpoint the backbone is the baseline.
+        let (before, after) = if columns.len() == 1 { (None, 0) } else { (Some(0), column) };
+        let hits = |column: usize| measured.hits(digests[column], dataset, columns[column].alpha?);
+        let before = match before {
+            Some(column) => hits(column)?,
+            None => measured.hits("", dataset, Alpha::ZERO)?,
+        };
+        paired(&[(before, hits(after)?)], measured.input.backbone[dataset]?.n as usize)
+    };
+    let compared: Vec<usize> = if columns.len() == 1 { vec![0] } else { (1..columns.len()).collect() };
+    let datasets = &measured.input.datasets;
+    let mut rows: Vec<(String, &'static str, bool, Vec<Difference>)> = Vec::new();
+    for (at, dataset) in datasets.iter().enumerate() {
+        let cells = compared
+            .iter()
+            .map(|column| Difference { name: dataset.title.clone(), paired: one(*column, at) });
+        rows.push((dataset.title.clone(), dataset.role.as_str(), false, cells.collect()));
+        let of_role: Vec<usize> =
+            (0..datasets.len()).filter(|other| datasets[*other].role == dataset.role).collect();
+        if of_role.len() > 1 && of_role.last() == Some(&at) {
+            let cells = compared.iter().map(|column| {
+                let parts: Option<Vec<Paired>> =
+                    of_role.iter().map(|dataset| one(*column, *dataset)).collect();
+                Difference { name: String::new(), paired: parts.and_then(|parts| mean_paired(&parts)) }
+            });
+            rows.push(("mean".to_owned(), dataset.role.as_str(), true, cells.collect()));
+        }
+    }
+    let axis = shared_axis(rows.iter().flat_map(|row| &row.3));
+    let rows = rows.into_iter().map(|(name, role, mean, cells)| DifferenceRow {
+        name,
+        role: role_word(role),
+        mean,
+        cells: cells
+            .iter()
+            .map(|difference| DifferenceCell {
+                picture: difference_svg(difference, axis),
+                delta: difference.paired.map_or("not measured".to_owned(), |paired| signed(paired.delta)),
+                interval: difference
+                    .paired
+                    .map_or(String::new(), |paired| super::answer::interval_text(&paired)),
+                tone: difference.paired.filter(|p| !p.interval.holds_zero()).map_or("", |p| tone(p.delta)),
+            })
+            .collect(),
+    });
+    rows.collect()
+}
+
+fn accuracies(measured: &Measured, runs: &[Option<ComparedRun>]) -> Vec<Accuracies> {
+    let shown = |n: u32, correct: u32, before: String| {
+        let interval =
+            wilson(correct, n).map_or(String::new(), |i| format!("{}\u{2013}{}", value(i.lo), value(i.hi)));
+        (format!("{before}{}", value(percent(correct, n))), interval)
+    };
+    let tables = measured.input.datasets.iter().enumerate().map(|(at, dataset)| Accuracies {
+        title: dataset.title.clone(),
+        role: role_word(dataset.role.as_str()),
+        rows: runs
+            .iter()
+            .enumerate()
+            .filter_map(|(index, run)| {
+                let run = run.as_ref()?;
+                let variant = measured.input.variants.iter().find(|v| v.short == letter(index).to_string());
+                let scores = variant.map(|variant| &variant.seeds[0].scores[at]);
+                let backbone = measured.input.backbone[at];
+                let zero = backbone.map(|score| (Alpha::ZERO, score));
+                let all = zero.into_iter().chain(scores.into_iter().flatten().map(|(a, s)| (*a, *s)));
+                // Of equal ones the smallest α: the last of the greatest when read backwards.
+                let all: Vec<_> = all.collect();
+                let best = all.into_iter().rev().max_by_key(|(_, score)| score.correct);
+                let one = scores.and_then(|scores| scores.get(&Alpha::ONE));
+                Some(AccuracyRow {
+                    letter: letter(index),
+                    name: run.name.clone(),
+                    sample: method_svg(&run.method),
+                    cells: vec![
+                        backbone.map(|s| shown(s.n, s.correct, String::new())),
+                        best.map(|(alpha, s)| shown(s.n, s.correct, format!("α {alpha}: "))),
+                        one.map(|s| shown(s.n, s.correct, String::new())),
+                    ],
+                })
+            })
+            .collect(),
+    });
+    tables.collect()
+}
+
+fn spec_rows(specs: &[Value]) -> (Vec<SpecRow>, Vec<(String, String)>) {
+    let differing = crate::curves::differing(specs);
+    let mut equal = Vec::new();
+    if let Some(first) = specs.first() {
+        crate::curves::flatten(first, String::new(), &mut |path, value| {
+            if !differing.contains_key(&path) && !spec_view::is_around(&path) {
+                equal.push((path, spec_view::words(value)));
+            }
+        });
+    }
+    let rows = differing.into_iter().filter(|(path, _)| path == "seed" || !spec_view::is_around(path));
+    let rows = rows.map(|(path, values)| SpecRow {
+        path,
+        values: values
+            .iter()
+            .map(|value| value.as_ref().map_or("absent".to_owned(), spec_view::words))
+            .collect(),
+    });
+    (rows.collect(), equal)
+}

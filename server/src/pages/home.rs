@@ -1,0 +1,156 @@
+//! `/`: what needs you, what runs, and the experiments.
+
+use super::{Asked, Shell, format, page};
+use crate::{App, Result};
+use askama::Template;
+use axum::{extract::State, response::Response};
+use causeway_protocol::RunProgress;
+use sqlx::{PgPool, types::Json};
+
+/// Days for which a failed run asks for attention.
+const ATTENTION_DAYS: i32 = 7;
+/// Most runs in each of the two short lists.
+const SHORT_LIST: i64 = 8;
+/// Most experiments on the page.
+const EXPERIMENTS: i64 = 100;
+
+#[derive(Template)]
+#[template(path = "home.html")]
+struct Home {
+    shell: Shell,
+    failed: Vec<Failed>,
+    running: Vec<Running>,
+    experiments: Vec<Row>,
+}
+
+/// A run that ended badly.
+struct Failed {
+    id: String,
+    name: String,
+    experiment: String,
+    state: String,
+    reason: String,
+    when: String,
+}
+
+/// A run at work.
+struct Running {
+    id: String,
+    name: String,
+    experiment: String,
+    phase: String,
+    progress: Option<RunProgress>,
+}
+
+/// An experiment.
+struct Row {
+    id: String,
+    name: String,
+    description: String,
+    runs: i64,
+    states: Vec<String>,
+    updated: String,
+}
+
+impl Running {
+    /// Percent of the phase.
+    fn percent(&self) -> u64 {
+        self.progress.as_ref().map_or(0, percent)
+    }
+}
+
+/// Percent of the phase, rounded down.
+pub fn percent(progress: &RunProgress) -> u64 {
+    (100 * progress.done.min(progress.total)).checked_div(progress.total).unwrap_or(0)
+}
+
+/// `GET /`.
+pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
+    let home = Home {
+        shell: Shell::load(&app, &asked, true).await?,
+        failed: failed(&app.pool).await?,
+        running: running(&app.pool).await?,
+        experiments: experiments(&app.pool).await?,
+    };
+    page(&home, &asked)
+}
+
+async fn failed(pool: &PgPool) -> Result<Vec<Failed>> {
+    let rows = sqlx::query!(
+        r#"select r.id, r.name, e.name as experiment, r.state, r.reason, r.finished_at as "finished_at!"
+           from run r join experiment e on e.id = r.experiment_id
+           where r.state in ('failed', 'lost') and r.finished_at > now() - make_interval(days => $1)
+           order by r.finished_at desc limit $2"#,
+        ATTENTION_DAYS,
+        SHORT_LIST
+    )
+    .fetch_all(pool)
+    .await?;
+    let failed = rows.into_iter().map(|row| Failed {
+        id: row.id.to_string(),
+        name: row.name,
+        experiment: row.experiment,
+        state: format::state(&row.state),
+        reason: row.reason,
+        when: format::ago(row.finished_at),
+    });
+    Ok(failed.collect())
+}
+
+async fn running(pool: &PgPool) -> Result<Vec<Running>> {
+    let rows = sqlx::query!(
+        r#"select r.id, r.name, e.name as experiment, r.phase, p.progress as "progress?: Json<RunProgress>"
+           from run r join experiment e on e.id = r.experiment_id left join run_progress p on p.run_id = r.id
+           where r.state = 'running' order by r.started_at, r.id limit $1"#,
+        SHORT_LIST
+    )
+    .fetch_all(pool)
+    .await?;
+    let running = rows.into_iter().map(|row| Running {
+        id: row.id.to_string(),
+        name: row.name,
+        experiment: row.experiment,
+        // A new attempt has no progress of its own before its first report.
+        progress: row.progress.map(|json| json.0).filter(|progress| progress.phase.as_str() == row.phase),
+        phase: row.phase,
+    });
+    Ok(running.collect())
+}
+
+async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
+    let rows = sqlx::query!(
+        r#"select e.id, e.name, e.description, count(r.id) as "runs!",
+                  count(*) filter (where r.state = 'queued') as "queued!",
+                  count(*) filter (where r.state = 'running') as "running!",
+                  count(*) filter (where r.state = 'succeeded') as "succeeded!",
+                  count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
+                  count(*) filter (where r.state = 'cancelled') as "cancelled!",
+                  coalesce(max(greatest(r.created_at, r.started_at, r.finished_at)), e.created_at) as "updated!"
+           from experiment e left join run r on r.experiment_id = e.id
+           group by e.id order by 10 desc limit $1"#,
+        EXPERIMENTS
+    )
+    .fetch_all(pool)
+    .await?;
+    let experiments = rows.into_iter().map(|row| Row {
+        states: state_counts(&[
+            ("succeeded", row.succeeded),
+            ("running", row.running),
+            ("queued", row.queued),
+            ("failed", row.failed),
+            ("cancelled", row.cancelled),
+        ]),
+        id: row.id.to_string(),
+        name: row.name,
+        description: row.description,
+        runs: row.runs,
+        updated: format::ago(row.updated),
+    });
+    Ok(experiments.collect())
+}
+
+/// The states there are, each with its number.
+pub fn state_counts(counts: &[(&str, i64)]) -> Vec<String> {
+    let there = counts.iter().filter(|(_, count)| *count > 0);
+    there.map(|(state, count)| format!("{count}\u{a0}{}", format::state(state))).collect()
+}

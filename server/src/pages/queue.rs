@@ -1,0 +1,80 @@
+//! `/queue`: the order of dispatch, and for each run the one reason it waits.
+
+use super::{Asked, Shell, format, page};
+use crate::{App, Result, figures::method_svg, scheduler};
+use askama::Template;
+use axum::{extract::State, response::Response};
+use sqlx::PgPool;
+use std::collections::HashMap;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+#[derive(Template)]
+#[template(path = "queue.html")]
+struct Queue {
+    shell: Shell,
+    summary: String,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    place: usize,
+    id: String,
+    name: String,
+    sample: String,
+    experiment: String,
+    experiment_id: String,
+    priority: i32,
+    waits: String,
+    why: String,
+}
+
+/// `GET /queue`.
+pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
+    let queue = scheduler::queue(&app.pool, app.lease_seconds).await?;
+    let ids: Vec<Uuid> = queue.iter().map(|entry| entry.run_id).collect();
+    let mut details = details(&app.pool, &ids).await?;
+    let entries = queue.into_iter().filter_map(|entry| {
+        let (method, experiment_id, since) = details.remove(&entry.run_id)?;
+        Some(Entry {
+            place: entry.place,
+            id: entry.run_id.to_string(),
+            name: entry.name,
+            sample: method_svg(&method),
+            experiment: entry.experiment,
+            experiment_id: experiment_id.to_string(),
+            priority: entry.priority,
+            waits: format::span(OffsetDateTime::now_utc() - since),
+            why: entry.why,
+        })
+    });
+    let entries: Vec<Entry> = entries.collect();
+    let view = Queue {
+        summary: summary(&app.pool, entries.len(), app.lease_seconds).await?,
+        entries,
+        shell: Shell::load(&app, &asked, true).await?,
+    };
+    page(&view, &asked)
+}
+
+async fn details(pool: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, (String, Uuid, OffsetDateTime)>> {
+    let rows = sqlx::query!("select id, method, experiment_id, created_at from run where id = any($1)", ids)
+        .fetch_all(pool)
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.id, (row.method, row.experiment_id, row.created_at))).collect())
+}
+
+async fn summary(pool: &PgPool, waiting: usize, lease_seconds: f64) -> Result<String> {
+    let row = sqlx::query!(
+        r#"select (select count(*) from run where state = 'running') as "running!",
+                  (select count(*) from lease) as "leased!",
+                  (select coalesce(sum(cardinality(w.devices)), 0) from worker w
+                     join worker_pulse p on p.worker_id = w.id
+                   where p.seen_at > now() - make_interval(secs => $1)) as "devices!""#,
+        scheduler::suspect_seconds(lease_seconds)
+    )
+    .fetch_one(pool)
+    .await?;
+    let free = (row.devices - row.leased).max(0);
+    Ok(format!("{waiting} waiting · {} running · {free} of {} devices free", row.running, row.devices))
+}

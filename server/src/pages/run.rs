@@ -1,0 +1,365 @@
+//! `/runs/{id}`: is it alive, is it learning, when does it end; or why it did not.
+
+use super::{
+    Asked, Shell,
+    experiment::{Choice, DataSource, data_sources},
+    figure::{FigureView, Measured, Source},
+    format,
+    home::percent,
+    log, page,
+    spec_view::{self, Leaf},
+};
+use crate::{
+    App, Result,
+    curves::{CurveFilter, curves, get_checkpoint},
+    figures::{FigureOptions, LossChart, View, loss_svg},
+    metrics,
+    runs::{self, Attempt, Run},
+};
+use askama::Template;
+use axum::{
+    extract::{Path, Query, State},
+    response::{IntoResponse, Redirect, Response},
+};
+use causeway_protocol::{Environment, RunProgress, Spec};
+use serde::Deserialize;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// The metric that the chart shows.
+const LOSS: &str = "loss";
+/// Log lines shown with a reason for failing.
+const EVIDENCE: usize = 12;
+
+/// What the address of the page says.
+#[derive(Debug, Default, Deserialize)]
+pub struct Options {
+    protocol: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "run.html")]
+struct RunPage {
+    shell: Shell,
+    run: Run,
+    id: String,
+    experiment_id: String,
+    state: String,
+    /// Before the name in the tab's title: "64 %" or the state.
+    tab: String,
+    ended: bool,
+    times: Vec<(&'static str, String)>,
+    progress: Option<ProgressView>,
+    /// Last lines of a run that did not end well.
+    evidence: Vec<log::Line>,
+    loss: String,
+    loss_model: String,
+    has_loss: bool,
+    latest: Vec<(String, String)>,
+    attempts: Vec<AttemptView>,
+    facts: Vec<(&'static str, String)>,
+    checkpoint: Option<CheckpointView>,
+    figure: Option<FigureView>,
+    protocols: Vec<Choice>,
+    sources: Vec<DataSource>,
+    set: Vec<Leaf>,
+    defaults: Vec<Leaf>,
+    toml: String,
+    json: String,
+    log: log::Lines,
+}
+
+struct ProgressView {
+    phase: &'static str,
+    percent: u64,
+    count: String,
+    doing: String,
+    rate: String,
+    left: String,
+}
+
+struct CheckpointView {
+    digest: String,
+    short: String,
+    size: String,
+    step: String,
+}
+
+struct AttemptView {
+    number: i32,
+    state: String,
+    place: String,
+    time: String,
+    detail: String,
+    reason: String,
+    environment: Vec<(&'static str, String)>,
+}
+
+/// `GET /runs/{id}`.
+pub async fn show(
+    State(app): State<App>,
+    asked: Asked,
+    Path(id): Path<Uuid>,
+    Query(options): Query<Options>,
+) -> Result<Response> {
+    let pool = &app.pool;
+    let run = runs::get_run(&app, id).await?;
+    let spec = serde_json::from_value::<Spec>(run.spec.clone()).ok();
+    let ended = run.summary.finished_at.is_some();
+    let chart = loss(pool, &run, spec.as_ref()).await?;
+    let log = log::tail(pool, id).await?;
+    let (figure, protocols, sources) = figure(pool, &run, spec.as_ref(), &options).await?;
+    let progress = progress(&run, spec.as_ref());
+    let leaves = spec_view::leaves(&run.spec);
+    let (set, defaults): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(|leaf| leaf.set);
+    let badly = ["failed", "lost"].contains(&run.summary.state.as_str());
+    let view = RunPage {
+        shell: Shell::load(&app, &asked, !ended).await?,
+        id: id.to_string(),
+        experiment_id: run.summary.experiment_id.to_string(),
+        state: format::state(&run.summary.state),
+        tab: match &progress {
+            Some(progress) => format!("{} %", progress.percent),
+            None => run.summary.state.clone(),
+        },
+        ended,
+        times: times(&run),
+        progress,
+        evidence: if badly {
+            log.lines[log.lines.len().saturating_sub(EVIDENCE)..].to_vec()
+        } else {
+            Vec::new()
+        },
+        has_loss: spec.as_ref().is_some_and(|spec| spec.training.is_some()),
+        loss: loss_svg(&chart, "loss"),
+        loss_model: format::escape_json(&serde_json::json!({
+            "run": id,
+            "total": chart.total,
+            "resumed": chart.resumed,
+            "steps": chart.values.iter().map(|value| value.0).collect::<Vec<_>>(),
+            "values": chart.values.iter().map(|value| value.1).collect::<Vec<_>>(),
+        })),
+        latest: latest(pool, id).await?,
+        attempts: run.attempt_list.iter().rev().map(attempt_view).collect(),
+        facts: facts(&run),
+        checkpoint: checkpoint(pool, &run).await?,
+        figure,
+        protocols,
+        sources,
+        set,
+        defaults,
+        toml: spec.as_ref().and_then(|spec| toml::to_string_pretty(spec).ok()).unwrap_or_default(),
+        json: serde_json::to_string_pretty(&run.spec).unwrap_or_default(),
+        log,
+        run,
+    };
+    page(&view, &asked)
+}
+
+/// `POST /runs/{id}/cancel`: the button.
+pub async fn cancel(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Response> {
+    runs::cancel_run(&app, id).await?;
+    Ok(Redirect::to(&format!("/runs/{id}")).into_response())
+}
+
+async fn loss(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<LossChart> {
+    let names = [LOSS.to_owned()];
+    let series = metrics::series(pool, run.summary.id, Some(&names), -1).await?.into_iter().next();
+    let values =
+        series.map(|series| series.steps.into_iter().zip(series.values).collect()).unwrap_or_default();
+    let resumed = run.attempt_list.iter().map(|attempt| attempt.resumed_step).filter(|step| *step > 0);
+    let total = spec.and_then(|spec| spec.training.as_ref()).map_or(0, |training| training.steps);
+    Ok(LossChart { values, resumed: resumed.collect(), total: i64::try_from(total).unwrap_or(0) })
+}
+
+/// The last visible value of every metric.
+async fn latest(pool: &PgPool, run: Uuid) -> Result<Vec<(String, String)>> {
+    let rows = sqlx::query!(
+        r#"select s.name, v.value as "value!" from series s cross join lateral
+             (select v.value from value v join attempt a on a.run_id = s.run_id and a.number = v.attempt
+              where v.series_id = s.id and v.step <= coalesce(a.visible_through, v.step)
+              order by v.attempt desc, v.step desc, v.n desc limit 1) v
+           where s.run_id = $1 order by s.name"#,
+        run
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.name.replace('_', " "), significant(row.value))).collect())
+}
+
+/// Four significant digits.
+fn significant(value: f64) -> String {
+    if value != 0.0 && (value.abs() < 1e-3 || value.abs() >= 1e6) {
+        return format!("{value:.3e}");
+    }
+    let whole = value.abs().max(1.0).log10().floor() as usize + 1;
+    format!("{value:.*}", 4_usize.saturating_sub(whole))
+}
+
+async fn figure(
+    pool: &PgPool,
+    run: &Run,
+    spec: Option<&Spec>,
+    options: &Options,
+) -> Result<(Option<FigureView>, Vec<Choice>, Vec<DataSource>)> {
+    let protocols = spec.map(|spec| spec.evaluation.protocols()).unwrap_or_default();
+    let asked = options.protocol.as_deref();
+    let chosen = protocols
+        .iter()
+        .find(|protocol| asked.map_or(protocol.k == 20, |id| protocol.id == id))
+        .or(protocols.last());
+    let Some(chosen) = chosen else { return Ok((None, Vec::new(), Vec::new())) };
+    let summary = &run.summary;
+    let filter =
+        CurveFilter { run: Some(summary.id), protocol: Some(chosen.id.clone()), ..CurveFilter::default() };
+    let source = Source {
+        run: summary.id,
+        line: String::new(),
+        label: summary.method.clone(),
+        short: summary.method.chars().take(9).collect(),
+        wanted: spec.map_or(0, |spec| spec.evaluation.alphas.len()),
+        open: summary.finished_at.is_none(),
+        method: summary.method.clone(),
+        seed: summary.seed,
+        name: summary.name.clone(),
+    };
+    let measured = Measured::gather(pool, curves(pool, &filter).await?, &[source]).await?;
+    let view = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen.id);
+    let links = protocols.iter().map(|p| {
+        Choice::new(
+            format!("k {}", p.k),
+            format!("/runs/{}?protocol={}", summary.id, p.id),
+            p.id == chosen.id,
+        )
+    });
+    Ok((view, links.collect(), data_sources(&measured)))
+}
+
+fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {
+    if run.summary.state != "running" {
+        return None;
+    }
+    let progress: RunProgress = serde_json::from_value(run.summary.progress.clone()?).ok()?;
+    if progress.phase.as_str() != run.summary.phase {
+        return None;
+    }
+    // Training counts steps, evaluation images.
+    let (unit, images) = match (progress.phase, spec.and_then(|spec| spec.training.as_ref())) {
+        (causeway_protocol::Phase::Train, Some(training)) => ("steps", f64::from(training.batch_size)),
+        _ => ("images", 1.0),
+    };
+    let rest = progress.total.saturating_sub(progress.done) as f64 * images;
+    let left = (progress.images_per_second > 0.0)
+        .then(|| time::Duration::seconds((rest / progress.images_per_second) as i64))
+        .map(|left| format!("about {} left in this phase", format::span(left)));
+    Some(ProgressView {
+        phase: progress.phase.as_str(),
+        percent: percent(&progress),
+        count: format!(
+            "{} of {} {unit}",
+            format::count(i64::try_from(progress.done).unwrap_or(0)),
+            format::count(i64::try_from(progress.total).unwrap_or(0))
+        ),
+        rate: format!("{:.1} images/s", progress.images_per_second),
+        left: left.unwrap_or_default(),
+        doing: progress.doing,
+    })
+}
+
+fn times(run: &Run) -> Vec<(&'static str, String)> {
+    let summary = &run.summary;
+    let mut times = vec![("submitted", format::at(summary.created_at))];
+    times.extend(summary.started_at.map(|moment| ("started", format::at(moment))));
+    times.extend(summary.finished_at.map(|moment| ("ended", format::at(moment))));
+    if let Some(started) = summary.started_at {
+        let end = summary.finished_at.unwrap_or_else(OffsetDateTime::now_utc);
+        times.push(("took", format::took(end - started)));
+    }
+    times
+}
+
+fn facts(run: &Run) -> Vec<(&'static str, String)> {
+    let summary = &run.summary;
+    let mut facts = vec![("method", summary.method.replace('_', " ")), ("seed", summary.seed.to_string())];
+    facts.extend(run.trainable.map(|trainable| ("trainable values", format::count(trainable))));
+    facts.extend(run.backbone.as_deref().map(|b| ("backbone", format::short_digest(b).to_owned())));
+    facts.push(("attempts", format!("{} of at most {}", summary.attempts, summary.max_attempts)));
+    facts.push(("priority", summary.priority.to_string()));
+    if !summary.tags.is_empty() {
+        facts.push(("tags", summary.tags.join(", ")));
+    }
+    facts
+}
+
+fn attempt_view(attempt: &Attempt) -> AttemptView {
+    let environment: Option<Environment> =
+        attempt.environment.clone().and_then(|value| serde_json::from_value(value).ok());
+    let environment = environment.map_or(Vec::new(), |e| {
+        vec![
+            ("trainer", format!("{} ({})", e.version, e.commit)),
+            ("libtorch", e.libtorch),
+            ("host", e.host),
+            ("device", e.device),
+            ("processor", e.cpu),
+            ("threads", e.threads.to_string()),
+        ]
+    });
+    let begin = attempt.started_at.unwrap_or(attempt.assigned_at);
+    let end = attempt.ended_at.unwrap_or_else(OffsetDateTime::now_utc);
+    let mut detail = vec![format!("began in {}", attempt.phase)];
+    if attempt.resumed_step > 0 {
+        detail.push(format!("resumed at step {}", attempt.resumed_step));
+    }
+    detail.extend(attempt.visible_through.map(|step| format!("values beyond step {step} were done again")));
+    detail.extend(attempt.exit_code.map(|code| format!("exit code {code}")));
+    detail.extend(attempt.signal.map(|signal| format!("ended by signal {}", signal_name(signal))));
+    AttemptView {
+        number: attempt.number,
+        state: format::state(&attempt.state),
+        place: format!("{} · {}", attempt.worker, attempt.device),
+        time: format!("{}, {}", format::at(begin), format::took(end - begin)),
+        detail: detail.join(" · "),
+        reason: attempt.reason.clone(),
+        environment,
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        2 => "SIGINT",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        15 => "SIGTERM",
+        _ => "",
+    };
+    if name.is_empty() { signal.to_string() } else { format!("{signal} ({name})") }
+}
+
+async fn checkpoint(pool: &PgPool, run: &Run) -> Result<Option<CheckpointView>> {
+    let Some(digest) = &run.summary.checkpoint else { return Ok(None) };
+    let stored = get_checkpoint(pool, digest).await?;
+    Ok(Some(CheckpointView {
+        digest: digest.clone(),
+        short: format::short_digest(digest).to_owned(),
+        size: stored.bytes.map_or("not held by the server".to_owned(), format::bytes),
+        step: run
+            .checkpoint_step
+            .map_or(String::new(), |step| format!("after {} steps", format::count(step))),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metric_values_have_four_significant_digits() {
+        assert_eq!(significant(1.82345), "1.823");
+        assert_eq!(significant(312.04), "312.0");
+        assert_eq!(significant(0.00003), "3.000e-5");
+        assert_eq!(significant(0.0), "0.000");
+    }
+}

@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result};
 use causeway_protocol::Kind;
+use causeway_trainer::agent::{self, Work};
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
 use causeway_trainer::local::Local;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 
 /// Fine-tunes pretrained vision encoders and measures them along the line to their fine-tuned selves.
 #[derive(Parser)]
@@ -19,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Work for a server: lease runs, start a process for each, ship what it writes.
+    Work(WorkArgs),
     /// Fine-tune, keep the checkpoint, sweep α: a spec without any server.
     Train(LocalArgs),
     /// Sweep α between two sets of weights: a spec without any server.
@@ -56,6 +60,37 @@ struct DataArgs {
 }
 
 #[derive(Args)]
+struct WorkArgs {
+    /// URL of the server.
+    #[arg(long, env = "CAUSEWAY_SERVER", default_value = "http://127.0.0.1:8470")]
+    server: String,
+    /// File with a worker token.
+    #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]
+    token_file: PathBuf,
+    /// Folder of the worker's id and its attempts.
+    #[arg(long, env = "CAUSEWAY_STATE")]
+    state: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Name on pages; the host's if not given.
+    #[arg(long, env = "CAUSEWAY_NAME")]
+    name: Option<String>,
+    /// Devices, each for one attempt at a time.
+    #[arg(long, env = "CAUSEWAY_DEVICES", value_delimiter = ',', default_value = "cpu")]
+    devices: Vec<String>,
+    /// Threads of one attempt; the cores shared out among the devices if not given.
+    #[arg(long, env = "CAUSEWAY_THREADS")]
+    threads: Option<u32>,
+}
+
+impl WorkArgs {
+    fn work(self) -> Work {
+        let WorkArgs { server, token_file, state, data, name, devices, threads } = self;
+        Work { server, token_file, state, data: data.data, name, devices, threads }
+    }
+}
+
+#[derive(Args)]
 struct LocalArgs {
     /// The spec, TOML.
     spec: PathBuf,
@@ -86,6 +121,11 @@ impl LocalArgs {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Attempt { folder } => std::process::exit(causeway_trainer::attempt::run(&folder)),
+        Command::Work(args) => {
+            let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            agent::work(args.work())
+        }
         Command::Train(args) => args.local(Kind::Finetune, None).run(),
         Command::Evaluate { local, theta1 } => local.local(Kind::Evaluate, theta1).run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),

@@ -28,6 +28,7 @@ function countTicked(): void {
   const button = form?.querySelector("button");
   if (!form || !button) return;
   const count = form.querySelectorAll("input:checked").length;
+  button.parentElement?.classList.toggle("counting", count > 0);
   button.disabled = count === 0 || count > 5;
   button.textContent = count === 0 ? "Compare ticked checkpoints" : count === 1 ? "Compare 1 checkpoint with the backbone" : `Compare ${count} checkpoints`;
 }

@@ -33,6 +33,8 @@ export function drawPanel(model: Model, panel: Panel, layout: Layout, width: num
     y: { domain: [from, to], axis: null },
     marks,
   }) as SVGSVGElement;
+  // Plot labels its groups by kind of mark; inside an image that has a title and a description they are noise.
+  for (const group of svg.querySelectorAll("g")) group.removeAttribute("aria-label");
   for (const mark of svg.querySelectorAll<SVGElement>("[class^='line-']")) {
     mark.dataset.line = mark.getAttribute("class")!.slice("line-".length);
   }
@@ -118,9 +120,9 @@ function endLabel(model: Model, panel: Panel, label: Panel["labels"][number], la
     const group = document.createElementNS(SVG, "g");
     if (label.line !== null) group.setAttribute("class", `line-${label.line}`);
     const [endX, endY] = [scales.scales.x!.apply(label.end[0]), scales.scales.y!.apply(label.end[1])];
-    const [x, y] = [scales.scales.x!.apply(1) + 26 * s, label.y * s];
+    const [x, y] = [scales.scales.x!.apply(1) + 24 * s, label.y * s];
     if (Math.abs(y - endY) > 6 * s || label.end[0] < 1) {
-      append(group, "path", { d: `M${endX + 6 * s},${endY}L${x - 14 * s},${y}`, stroke: "var(--edge)", "stroke-width": String(0.75 * s), fill: "none" });
+      append(group, "path", { d: `M${endX + 6 * s},${endY}L${x - 13 * s},${y}`, stroke: "var(--edge)", "stroke-width": String(0.75 * s), fill: "none" });
     }
     const mark = Plot.dot([0], {
       symbol: (key?.marker ?? "diamond") as Plot.SymbolType,

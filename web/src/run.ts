@@ -34,7 +34,7 @@ function startLoss(): void {
     {
       width: box.clientWidth - 24,
       height: 220,
-      legend: { live: true },
+      legend: { show: false },
       cursor: { drag: { x: true, y: false } },
       scales: { x: { time: false, range: (_, min, max) => (zoomed ? [min, max] : [0, Math.max(model.total, max || 1)]) } },
       series: [
@@ -42,7 +42,7 @@ function startLoss(): void {
         { label: "loss", stroke: () => token("--accent"), width: 1.5, value: (_, v) => (v == null ? "" : v.toFixed(4)) },
       ],
       axes: [axis(), { ...axis(), size: 48 }],
-      hooks: { draw: [(u) => markResumed(u, model.resumed, token("--ink-2"))] },
+      hooks: { draw: [(u) => markResumed(u, model.resumed, token("--ink-2"))], setCursor: [(u) => say(u.cursor.idx)] },
     },
     [steps, values],
     box,
@@ -51,16 +51,19 @@ function startLoss(): void {
   chart.root.setAttribute("role", "img");
   chart.root.setAttribute("aria-label", "Training loss against step; the last value is in the text below");
   const now = document.getElementById("loss-now");
-  const say = () => {
-    const last = values.at(-1);
-    if (now && last !== undefined) now.textContent = `Loss ${last.toFixed(4)} at step ${steps.at(-1)} of ${model.total}. Drag to zoom, double-click for all.`;
-  };
   say();
   new ResizeObserver(() => chart.setSize({ width: box.clientWidth - 24, height: 220 })).observe(box);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart.redraw(false));
   chart.over.addEventListener("dblclick", () => (zoomed = false));
   chart.over.addEventListener("mouseup", () => (zoomed = chart.select.width > 0 || zoomed), { capture: true });
   if (document.body.hasAttribute("data-live")) setInterval(more, PERIOD);
+
+  // The value under the pointer, else the last one.
+  function say(at?: number | null): void {
+    const index = at ?? values.length - 1;
+    const value = values[index];
+    if (now && value !== undefined) now.textContent = `Loss ${value.toFixed(4)} at step ${steps[index]} of ${model.total}. Drag to zoom, double-click for all.`;
+  }
 
   async function more(): Promise<void> {
     if (document.hidden || isPaused()) return;

@@ -28,8 +28,10 @@ pub struct FigureInput {
 pub struct Dataset {
     /// Its digest.
     pub digest: String,
-    /// As figures show it.
+    /// Title in full.
     pub title: String,
+    /// Title as panels show it: without what follows a comma, where that still tells the datasets apart.
+    pub short: String,
     /// Its part in the evaluation.
     pub role: Role,
     /// Licence of the images.
@@ -263,7 +265,7 @@ fn panel(input: &FigureInput, at: usize) -> Panel {
     let backbone = input.backbone.get(at).copied().flatten();
     let chance = if dataset.classes > 0 { Some(100.0 / dataset.classes as f64) } else { None };
     Panel {
-        title: dataset.title.clone(),
+        title: dataset.short.clone(),
         role: dataset.role.as_str(),
         queries: dataset.queries,
         description: String::new(),

@@ -5,6 +5,7 @@ fn dataset(title: &str, role: Role) -> Dataset {
     Dataset {
         digest: title.to_owned(),
         title: title.to_owned(),
+        short: title.to_owned(),
         role,
         licence: "MIT".to_owned(),
         source: String::new(),

@@ -16,6 +16,8 @@ pub struct Difference {
     pub paired: Option<Paired>,
 }
 
+/// Width of a row.
+const WIDTH: f64 = 240.0;
 /// Height of a row.
 const ROW: f64 = 32.0;
 
@@ -28,11 +30,45 @@ pub fn shared_axis<'a>(rows: impl Iterator<Item = &'a Difference>) -> (f64, f64,
     difference_scale(-reach, reach)
 }
 
+/// The numbers under the rows; at most five, always with 0.
+pub fn difference_axis_svg(axis: (f64, f64, f64)) -> String {
+    let mut out =
+        format!(r#"<svg class="difference" viewBox="0 0 {WIDTH} {ROW}" font-size="12" aria-hidden="true">"#);
+    let all = ticks(axis.0, axis.1, axis.2);
+    let every = if all.len() > 5 { 2 } else { 1 };
+    let zero = all.iter().position(|tick| *tick == 0.0).unwrap_or(0);
+    for (at, tick) in all.iter().enumerate().filter(|(at, _)| at.abs_diff(zero).is_multiple_of(every)) {
+        let anchor = match at {
+            0 => "start",
+            at if at + 1 == all.len() => "end",
+            _ => "middle",
+        };
+        let x = if anchor == "middle" {
+            place(*tick, axis)
+        } else if at == 0 {
+            0.0
+        } else {
+            WIDTH
+        };
+        let text = signed(*tick).replace(".0", "");
+        let _ = write!(
+            out,
+            r#"<text x="{}" y="14" text-anchor="{anchor}" fill="var(--ink-2)">{text}</text>"#,
+            short(x)
+        );
+    }
+    out.push_str("</svg>");
+    out
+}
+
+fn place(points: f64, axis: (f64, f64, f64)) -> f64 {
+    8.0 + (points - axis.0) / (axis.1 - axis.0) * (WIDTH - 16.0)
+}
+
 /// One row's picture. A difference whose interval holds 0 is grey; the others point up or down and take the colour
 /// of gain or loss, so that shape, sign and hue agree.
 pub fn difference_svg(row: &Difference, axis: (f64, f64, f64)) -> String {
-    const WIDTH: f64 = 240.0;
-    let x = |points: f64| 8.0 + (points - axis.0) / (axis.1 - axis.0) * (WIDTH - 16.0);
+    let x = |points: f64| place(points, axis);
     let mut out = format!(r#"<svg class="difference" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label=""#);
     match &row.paired {
         Some(paired) => {

@@ -18,7 +18,7 @@ pub use alpha::{
     Variant, View, alpha_figure,
 };
 pub use best::{Best, BestRule};
-pub use difference::{Difference, difference_svg, shared_axis};
+pub use difference::{Difference, difference_axis_svg, difference_svg, shared_axis};
 pub use identity::{DASHES, Identity, Marker, identity, short};
 pub use loss::{LossChart, loss_svg};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};

@@ -38,7 +38,7 @@ pub const WIDE: Layout = Layout {
     width: 420.0,
     height: 236.0,
     left: 34.0,
-    right: 128.0,
+    right: 142.0,
     top: 12.0,
     bottom: 26.0,
     font: 12.0,
@@ -286,7 +286,7 @@ fn draw_label(
     palette: Palette,
 ) {
     let end = (layout.x(label.end.0), layout.y(panel.domain, label.end.1));
-    let x = layout.x(1.0) + 26.0;
+    let x = layout.x(1.0) + 24.0;
     let data = label.line.map(|line| format!(r#" data-line="{line}""#)).unwrap_or_default();
     let _ = write!(out, "<g{data}>");
     if (label.y - end.1).abs() > 6.0 || label.end.0 < 1.0 {
@@ -295,7 +295,7 @@ fn draw_label(
             r#"<path d="M{},{}L{},{}" stroke="{}" stroke-width="0.75" fill="none"/>"#,
             short(end.0 + 6.0),
             short(end.1),
-            short(x - 14.0),
+            short(x - 13.0),
             short(label.y),
             palette.colour("edge")
         );

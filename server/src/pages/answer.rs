@@ -25,32 +25,35 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
     let (at, line, chosen) = best;
     let mut details = Vec::new();
     let sentence = if chosen.alpha > 0.0 {
-        let interval = Alpha::from_f64(chosen.alpha)
+        let paired = Alpha::from_f64(chosen.alpha)
             .and_then(|a| measured.role_against_backbone(at, figure.rule.goal, a));
         let cost = match (guard, chosen.guard_delta) {
-            (Some(guard), Some(delta)) if delta <= -0.05 => {
-                format!(" and loses {} on {guard}", points(delta))
-            }
+            (Some(guard), Some(delta)) if delta <= -0.05 => format!(" for {} of {guard}", points(delta)),
             (Some(guard), Some(delta)) if delta >= 0.05 => format!(" and {} on {guard}", points(delta)),
             (Some(guard), Some(_)) => format!(" and loses nothing on {guard}"),
             _ => String::new(),
         };
-        let doubt = interval.map(|paired| {
-            let ends = interval_text(&paired);
-            if paired.interval.holds_zero() {
-                format!("The paired 95 % interval over images of this gain is {ends}: it holds 0, so it may be none.")
-            } else {
-                format!("The paired 95 % interval over images of this gain is {ends}.")
+        let place = format!("at \u{3b1} {} ({})", chosen.alpha, line.seeds);
+        match paired.filter(|paired| paired.interval.holds_zero()) {
+            Some(paired) => {
+                details.push(format!(
+                    "The most is {} with {}, {place}; its paired 95 % interval over images is {}, which holds 0.",
+                    points(chosen.goal_delta),
+                    line.label,
+                    interval_text(&paired)
+                ));
+                format!("No clear gain on {goal}.")
             }
-        });
-        details.extend(doubt);
-        format!(
-            "{} gains {} on {goal}{cost}, at α {} ({}).",
-            line.label,
-            points(chosen.goal_delta),
-            chosen.alpha,
-            line.seeds
-        )
+            None => {
+                details.extend(paired.map(|paired| {
+                    format!(
+                        "The paired 95 % interval over images of this gain is {}.",
+                        interval_text(&paired)
+                    )
+                }));
+                format!("{} gains {} on {goal}{cost}, {place}.", line.label, points(chosen.goal_delta))
+            }
+        }
     } else {
         let guarded = guard.map_or(String::new(), |guard| {
             format!(" without losing more than {} on {guard}", points(figure.rule.keep))

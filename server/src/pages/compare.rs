@@ -10,7 +10,8 @@ use crate::{
     App, Error, Result,
     curves::{Comparison, compare},
     figures::{
-        Difference, FigureOptions, View, difference_svg, method_svg, role_word, shared_axis, signed,
+        Difference, FigureOptions, View, difference_axis_svg, difference_svg, method_svg, role_word,
+        shared_axis, signed,
         stats::{Paired, mean_paired, paired, percent, wilson},
         tone, value,
     },
@@ -38,6 +39,8 @@ struct Compare {
     /// At which α the differences are.
     at: String,
     differences: Vec<DifferenceRow>,
+    /// The ticks under the differences.
+    axis: String,
     accuracies: Vec<Accuracies>,
     figure: Option<FigureView>,
     sources: Vec<DataSource>,
@@ -196,6 +199,7 @@ async fn view(
         runs.iter().map(|run| run.as_ref().map_or(Value::Null, |r| r.spec.clone())).collect();
     let (differing, equal) = spec_rows(&specs);
     let digests: Vec<&str> = comparison.checkpoints.iter().map(|c| c.digest.as_str()).collect();
+    let (differences, axis) = differences(&measured, &columns, &digests);
     let places = [("1", "α 1"), ("best", "own best α"), ("0.5", "α 0.5")];
     Ok(Compare {
         shell: Shell::load(app, asked, false).await?,
@@ -211,7 +215,8 @@ async fn view(
             .map(|(id, k)| Choice::new(format!("k {k}"), link(&short, at, Some(id)), *id == chosen))
             .collect(),
         at: if place == "best" { "each at its own best α".to_owned() } else { format!("at α {place}") },
-        differences: differences(&measured, &columns, &digests),
+        differences,
+        axis,
         accuracies: accuracies(&measured, &runs),
         sources: data_sources(&measured),
         figure,
@@ -283,7 +288,7 @@ fn source(index: usize, run: &ComparedRun) -> Option<Source> {
     })
 }
 
-fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> Vec<DifferenceRow> {
+fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> (Vec<DifferenceRow>, String) {
     let one = |column: usize, dataset: usize| -> Option<Paired> {
         // With a single checkpoint the backbone is the baseline.
         let (before, after) = if columns.len() == 1 { (None, 0) } else { (Some(0), column) };
@@ -300,8 +305,8 @@ fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> Vec
     for (at, dataset) in datasets.iter().enumerate() {
         let cells = compared
             .iter()
-            .map(|column| Difference { name: dataset.title.clone(), paired: one(*column, at) });
-        rows.push((dataset.title.clone(), dataset.role.as_str(), false, cells.collect()));
+            .map(|column| Difference { name: dataset.short.clone(), paired: one(*column, at) });
+        rows.push((dataset.short.clone(), dataset.role.as_str(), false, cells.collect()));
         let of_role: Vec<usize> =
             (0..datasets.len()).filter(|other| datasets[*other].role == dataset.role).collect();
         if of_role.len() > 1 && of_role.last() == Some(&at) {
@@ -330,7 +335,7 @@ fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> Vec
             })
             .collect(),
     });
-    rows.collect()
+    (rows.collect(), difference_axis_svg(axis))
 }
 
 fn accuracies(measured: &Measured, runs: &[Option<ComparedRun>]) -> Vec<Accuracies> {

@@ -26,6 +26,8 @@ use sqlx::{PgPool, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+/// Longest label that fits beside the end of a line, characters.
+const SHORT: usize = 7;
 /// Points that the best α may cost, unless the address says otherwise.
 const KEEP: f64 = 1.0;
 
@@ -299,7 +301,7 @@ fn sources(runs: &[StoredRun]) -> Vec<Source> {
         Some(Source {
             run: run.id,
             line: run.variant.clone(),
-            short: if labels[at].chars().count() <= 9 { labels[at].clone() } else { String::new() },
+            short: if labels[at].chars().count() <= SHORT { labels[at].clone() } else { String::new() },
             label: labels[at].clone(),
             wanted: wanted.map_or(0, Vec::len),
             open: ["queued", "running"].contains(&run.state.as_str()),

@@ -165,6 +165,7 @@ async fn datasets(pool: &PgPool, curves: &[Curve]) -> Result<Vec<Dataset>> {
         let row = rows.iter().find(|row| row.digest == digest)?;
         Some(Dataset {
             digest,
+            short: short_title(&row.title, rows.iter().map(|row| row.title.as_str())),
             title: row.title.clone(),
             role,
             licence: row.licence.clone(),
@@ -176,6 +177,13 @@ async fn datasets(pool: &PgPool, curves: &[Curve]) -> Result<Vec<Dataset>> {
         })
     });
     Ok(found.collect())
+}
+
+/// A title up to its first comma, if no other title begins like that.
+fn short_title<'a>(title: &str, all: impl Iterator<Item = &'a str>) -> String {
+    let short = |title: &'a str| title.split(',').next().unwrap_or(title);
+    let own = title.split(',').next().unwrap_or(title);
+    if all.map(short).filter(|other| *other == own).count() > 1 { title.to_owned() } else { own.to_owned() }
 }
 
 /// Lines in the order of their first run. Where a seed was run twice, the run that got further counts.

@@ -217,7 +217,7 @@ async fn figure(
         run: summary.id,
         line: String::new(),
         label: summary.method.clone(),
-        short: summary.method.chars().take(9).collect(),
+        short: if summary.method.len() <= 7 { summary.method.clone() } else { String::new() },
         wanted: spec.map_or(0, |spec| spec.evaluation.alphas.len()),
         open: summary.finished_at.is_none(),
         method: summary.method.clone(),

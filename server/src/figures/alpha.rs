@@ -342,6 +342,7 @@ fn line_keys(input: &FigureInput, panels: &[Panel], keep: f64) -> Vec<LineKey> {
         let done = variant
             .seeds
             .iter()
+            .filter(has_points)
             .flat_map(|seed| seed.scores.iter().map(|scores| scores.len() + 1))
             .min()
             .unwrap_or(0);

@@ -48,6 +48,10 @@ pub fn points(size: f64) -> String {
 /// The label at a line's end: where it arrived and what that changed.
 pub fn end_label(line: &LineKey, last: &Place) -> String {
     let name = if line.short.is_empty() { String::new() } else { format!("{} ", line.short) };
+    if last.alpha < 1.0 {
+        // The sweep is not over: what stands here is not what the checkpoint does.
+        return format!("{name}to α {}", last.alpha);
+    }
     match last.delta {
         Some(delta) => format!("{name}{} ({})", value(last.mean), signed(delta)),
         None => format!("{name}{}", value(last.mean)),

@@ -51,7 +51,11 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
                         interval_text(&paired)
                     )
                 }));
-                format!("{} gains {} on {goal}{cost}, {place}.", line.label, points(chosen.goal_delta))
+                format!(
+                    "{} gains {} on {goal}{cost}, {place}.",
+                    capital(&line.label),
+                    points(chosen.goal_delta)
+                )
             }
         }
     } else {
@@ -94,6 +98,12 @@ fn ends(figure: &AlphaFigure, measured: &Measured) -> Vec<String> {
         }
     };
     vec![format!("At α 1: {}. {clear}", changes.join("; "))]
+}
+
+/// A name at the beginning of a sentence.
+fn capital(name: &str) -> String {
+    let mut chars = name.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// "+0.4 to +5.8".

@@ -12,6 +12,11 @@ pub fn ago(moment: OffsetDateTime) -> String {
     element(moment, &text)
 }
 
+/// The same to the second: for heartbeats, where seconds matter.
+pub fn ago_exact(moment: OffsetDateTime) -> String {
+    element(moment, &format!("{} ago", span(OffsetDateTime::now_utc() - moment)))
+}
+
 /// A moment as an absolute time, in UTC.
 pub fn at(moment: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");

@@ -152,5 +152,7 @@ async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
 /// The states there are, each with its number.
 pub fn state_counts(counts: &[(&str, i64)]) -> Vec<String> {
     let there = counts.iter().filter(|(_, count)| *count > 0);
-    there.map(|(state, count)| format!("{count}\u{a0}{}", format::state(state))).collect()
+    there
+        .map(|(state, count)| format!("<span class=\"tally\">{count} {}</span>", format::state(state)))
+        .collect()
 }

@@ -225,6 +225,12 @@ async fn figure(
         name: summary.name.clone(),
     };
     let measured = Measured::gather(pool, curves(pool, &filter).await?, &[source]).await?;
+    // Without a point of its own the run has nothing to show but the backbone.
+    let own =
+        measured.input.variants.iter().flat_map(|v| &v.seeds).any(|s| s.scores.iter().any(|m| !m.is_empty()));
+    if !own {
+        return Ok((None, Vec::new(), Vec::new()));
+    }
     let view = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen.id);
     let links = protocols.iter().map(|p| {
         Choice::new(

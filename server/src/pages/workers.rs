@@ -94,7 +94,7 @@ fn card(worker: Worker, progress: &HashMap<Uuid, RunProgress>) -> Card {
         name: worker.name,
         host: worker.host,
         state: format::state(&worker.state),
-        seen: format::ago(worker.seen_at),
+        seen: format::ago_exact(worker.seen_at),
         since: format::ago(worker.registered_at),
         version: worker.version,
         free: devices.iter().filter(|device| device.lease.is_none()).count(),

@@ -1,9 +1,6 @@
 //! Causeway's trainer. `work` is the agent: it leases runs, starts a process for each attempt and ships its
 //! journal. `attempt`, `train` and `evaluate` are that process: fine-tune, keep the checkpoint, sweep α.
 
-
-#[cfg(test)]
-mod reference;
 pub mod agent;
 pub mod attempt;
 pub mod data;
@@ -18,3 +15,6 @@ pub mod order;
 pub mod random;
 pub mod train;
 pub mod weights;
+
+#[cfg(test)]
+mod reference;

@@ -62,7 +62,7 @@ struct DataArgs {
 #[derive(Args)]
 struct WorkArgs {
     /// URL of the server.
-    #[arg(long, env = "CAUSEWAY_SERVER", default_value = "http://127.0.0.1:8470")]
+    #[arg(long, env = "CAUSEWAY_SERVER", default_value = "http://127.0.0.1:7411")]
     server: String,
     /// File with a worker token.
     #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]

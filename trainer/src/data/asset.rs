@@ -199,23 +199,30 @@ impl Library {
         Ok(asset)
     }
 
-    /// What a worker tells of its assets, and the problems of those it cannot use.
+    /// What a worker tells of its assets, and what is wrong with them. An asset whose files are there but damaged or
+    /// inconsistent is told too: the run that names it then fails with the reason, where it would otherwise wait for
+    /// ever. One whose files are missing is not.
     pub fn summaries(&self) -> (Vec<AssetSummary>, Vec<String>) {
         let mut problems = self.problems.clone();
         let mut summaries = Vec::new();
         for (name, asset) in &self.assets {
-            match asset.check_sizes().and_then(|()| asset.images()) {
-                Ok(images) => summaries.push(AssetSummary {
-                    name: name.clone(),
-                    kind: asset.manifest.kind.as_str().to_owned(),
-                    title: asset.manifest.title.clone(),
-                    licence: asset.manifest.licence.clone(),
-                    source: asset.manifest.source.clone(),
-                    digest: asset.digest.clone(),
-                    images,
-                }),
-                Err(error) => problems.push(format!("the asset `{name}` is not usable: {error:#}")),
+            if let Err(error) = asset.check_presence() {
+                problems.push(format!("the asset `{name}` is incomplete: {error:#}"));
+                continue;
             }
+            let images = asset.check_sizes().and_then(|()| asset.images()).unwrap_or_else(|error| {
+                problems.push(format!("the asset `{name}` is not usable: {error:#}"));
+                0
+            });
+            summaries.push(AssetSummary {
+                name: name.clone(),
+                kind: asset.manifest.kind.as_str().to_owned(),
+                title: asset.manifest.title.clone(),
+                licence: asset.manifest.licence.clone(),
+                source: asset.manifest.source.clone(),
+                digest: asset.digest.clone(),
+                images,
+            });
         }
         (summaries, problems)
     }
@@ -243,13 +250,22 @@ impl Asset {
         self.path(listed.map_or(expected, |file| &file.path))
     }
 
+    /// Checks that the listed files are there.
+    pub fn check_presence(&self) -> Result<()> {
+        self.manifest.files.iter().try_for_each(|file| self.size(file).map(drop))
+    }
+
+    fn size(&self, file: &ListedFile) -> Result<u64> {
+        let path = self.path(&file.path);
+        let metadata = std::fs::metadata(&path)
+            .with_context(|| format!("{} is listed in {MANIFEST} but cannot be read", path.display()))?;
+        Ok(metadata.len())
+    }
+
     /// Checks that the listed files are there in full. Cheap enough for every start of a worker.
     pub fn check_sizes(&self) -> Result<()> {
         for file in &self.manifest.files {
-            let path = self.path(&file.path);
-            let found = std::fs::metadata(&path)
-                .with_context(|| format!("{} is listed in {MANIFEST} but cannot be read", path.display()))?
-                .len();
+            let (path, found) = (self.path(&file.path), self.size(file)?);
             ensure!(
                 found == file.bytes,
                 "{} has {found} bytes, {MANIFEST} says {}; fetch it again",
@@ -365,9 +381,14 @@ mod tests {
         let (summaries, problems) = Library::find(&[data.path().to_owned()]).summaries();
         let names: Vec<&str> = summaries.iter().map(|asset| asset.name.as_str()).collect();
         assert_eq!(names, ["vit"]);
-        let expected = ["b/asset.toml", "c is not used", "`absent` is not usable"];
+        let expected = ["b/asset.toml", "c is not used", "`absent` is incomplete"];
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems.iter().zip(expected).all(|(problem, part)| problem.contains(part)), "{problems:?}");
+
+        std::fs::write(vit.join("model.safetensors"), "ab").unwrap();
+        let (summaries, problems) = Library::find(&[data.path().to_owned()]).summaries();
+        assert_eq!(summaries.len(), 1, "a damaged asset is told, so that its run fails instead of waiting");
+        assert!(problems.iter().any(|problem| problem.contains("2 bytes, asset.toml says 3")), "{problems:?}");
     }
 
     #[test]

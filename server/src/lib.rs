@@ -24,10 +24,12 @@ pub mod database;
 pub mod error;
 pub mod estimate;
 pub mod experiments;
+pub mod figures;
 pub mod ingest;
 pub mod leases;
 pub mod metrics;
 pub mod page;
+pub mod pages;
 pub mod postgres;
 pub mod runs;
 pub mod scheduler;
@@ -170,12 +172,16 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
         .route("/api/v1/openapi.json", get(move || async move { axum::Json(document) }))
         .route("/sign-in", get(auth::sign_in));
+    let pages = pages::router().layer(limit).layer(for_audience(app.clone(), auth::Audience::Users));
     Router::new()
         .merge(open)
+        .merge(pages::open_router())
+        .merge(pages)
         .merge(users)
         .merge(workers)
         .fallback(|| async { Error::NotFound("there is nothing at this address".into()) })
         .layer(from_fn_with_state(app.clone(), auth::same_origin))
+        .layer(from_fn(pages::errors_as_pages))
         .layer(CompressionLayer::new())
         .layer(TraceLayer::new_for_http())
         .with_state(app)

@@ -70,11 +70,12 @@ function swap(fresh: Document): void {
     for (const box of region.querySelectorAll<HTMLInputElement>("input[type=checkbox]")) box.checked = ticked.has(box.value);
     if (focused) region.querySelector<HTMLElement>(focused)?.focus({ preventScroll: true });
   }
-  // The first figure, or a run that ends, changes the page's frame: take all of it.
+  // The first figure, another panel or a run that ends changes the page's frame: take all of it.
   const had = document.getElementById("alpha-model");
   const has = fresh.getElementById("alpha-model");
   const ended = document.getElementById("cancel") && !fresh.getElementById("cancel");
-  if ((has && !had) || ended) {
+  const panels = (root: Document) => root.querySelectorAll(".panel").length;
+  if ((has && !had) || ended || panels(document) !== panels(fresh)) {
     location.reload();
     return;
   }

@@ -110,12 +110,23 @@ fn a_panel_marks_the_backbone_every_place_and_the_far_end() {
     let figure = alpha_figure(&input(vec![curve(0, &[&[71, 62], &[52, 57]])]), OPTIONS);
     let svg = panel_svg(&figure, &figure.panels[1], &WIDE, "p1");
     assert!(
-        svg.contains("Digits · ood") && svg.contains(r#"class="rule""#) && svg.contains(r#"class="best""#)
+        svg.contains("Digits · OOD") && svg.contains(r#"class="rule""#) && svg.contains(r#"class="best""#)
     );
     assert!(svg.contains("film 57.0 (+7.0)") && svg.contains("backbone 50.0"));
     let narrow = panel_svg(&figure, &figure.panels[1], &NARROW, "p1n");
     assert!(!narrow.contains("backbone 50.0"));
     assert!(svg.len() < 9_000, "{}", svg.len());
+}
+
+#[test]
+fn the_frontier_needs_two_roles_and_names_its_ends() {
+    let figure = alpha_figure(&input(vec![curve(0, &[&[71, 62], &[52, 57]])]), OPTIONS);
+    let svg = crate::figures::frontier_svg(&figure).unwrap();
+    assert!(svg.contains("film, α 0.5: target +1.0, OOD +2.0"), "{svg}");
+    assert!(svg.contains("film ends at α 1 with target \u{2212}8.0 and OOD +7.0"));
+    let mut single = input(vec![curve(0, &[&[71, 62], &[52, 57]])]);
+    single.datasets[0].role = Role::Ood;
+    assert!(crate::figures::frontier_svg(&alpha_figure(&single, OPTIONS)).is_none());
 }
 
 #[test]

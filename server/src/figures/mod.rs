@@ -5,6 +5,7 @@
 mod alpha;
 mod best;
 mod difference;
+mod frontier;
 mod identity;
 mod loss;
 mod panel;
@@ -19,6 +20,7 @@ pub use alpha::{
 };
 pub use best::{Best, BestRule};
 pub use difference::{Difference, difference_axis_svg, difference_svg, shared_axis};
+pub use frontier::frontier_svg;
 pub use identity::{DASHES, Identity, Marker, identity, short};
 pub use loss::{LossChart, loss_svg};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};

@@ -58,7 +58,7 @@ pub fn paper_svg(figure: &AlphaFigure, caption: &PaperCaption, millimetres: f64)
         }
         y += head + layout.height + if row + 1 < figure.panels.len().div_ceil(columns) { GAP } else { 4.0 };
     }
-    for line in wrapped(&caption.sentences.join(" "), (width / (FONT * 0.5)) as usize) {
+    for line in wrapped(&caption.sentences.join(" "), (width / (FONT * 0.56)) as usize) {
         y += FONT * 1.35;
         let _ = write!(body, r##"<text x="0" y="{}" fill="#4b5362">{}</text>"##, short(y), escape(&line));
     }

@@ -1,6 +1,6 @@
 //! The answer of an experiment in a sentence or two, generated from the numbers under it.
 
-use super::figure::Measured;
+use super::measured::Measured;
 use crate::figures::{AlphaFigure, points, role_word, signed, stats::Paired};
 use causeway_protocol::Alpha;
 

@@ -3,8 +3,10 @@
 use super::{
     Asked, Shell,
     experiment::{Choice, DataSource, data_sources},
-    figure::{FigureView, Measured, Source},
-    format, page, spec_view,
+    figure::FigureView,
+    format,
+    measured::{Measured, Source},
+    page, spec_view,
 };
 use crate::{
     App, Error, Result,

@@ -3,9 +3,10 @@
 use super::{
     Asked, Shell,
     answer::{Answer, answer},
-    figure::{FigureView, Measured, Source},
+    figure::FigureView,
     format,
     home::percent,
+    measured::{Measured, Source},
     numbers, page, spec_view,
 };
 use crate::{
@@ -65,6 +66,7 @@ struct ExperimentPage {
     states: Vec<String>,
     answer: Option<Answer>,
     figure: Option<FigureView>,
+    frontier: Option<String>,
     protocols: Vec<Choice>,
     views: Vec<Choice>,
     /// What the downloads must repeat of the address.
@@ -158,6 +160,7 @@ pub async fn show(
     let page_view = ExperimentPage {
         shell: Shell::load(&app, &asked, live).await?,
         states,
+        frontier: figure.as_ref().and_then(|view| figures::frontier_svg(&view.figure)),
         answer: figure.as_ref().and_then(|view| answer(&view.figure, &measured)),
         protocols: loaded
             .protocols
@@ -200,7 +203,9 @@ pub async fn paper(
     let protocol = loaded.protocol.as_ref().map_or("", |protocol| protocol.id.as_str());
     let view = FigureView::new(&measured, figure_options(&options), protocol)
         .ok_or_else(|| Error::NotFound("nothing is measured yet, so there is no figure".into()))?;
-    let mut sentences = vec![format!("{}.", loaded.experiment.name)];
+    let name = &loaded.experiment.name;
+    let stop = if name.ends_with(['.', '?', '!']) { "" } else { "." };
+    let mut sentences = vec![format!("{name}{stop}")];
     sentences.extend(view.caption);
     sentences.push(format!("{}, /experiments/{id}.", format::day(OffsetDateTime::now_utc())));
     let svg = paper_svg(&view.figure, &PaperCaption { sentences }, width);
@@ -238,7 +243,7 @@ async fn load(pool: &PgPool, id: Uuid, options: &Options) -> Result<Loaded> {
             }
         }
     }
-    protocols.sort_by(|a, b| (a.image_size, a.k).cmp(&(b.image_size, b.k)));
+    protocols.sort_by_key(|protocol| (protocol.image_size, protocol.k));
     // DINO: "20 usually works best".
     let chosen =
         match &options.protocol {

@@ -9,6 +9,7 @@ mod figure;
 mod format;
 mod home;
 mod log;
+mod measured;
 mod numbers;
 mod queue;
 mod run;

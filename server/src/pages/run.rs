@@ -3,10 +3,12 @@
 use super::{
     Asked, Shell,
     experiment::{Choice, DataSource, data_sources},
-    figure::{FigureView, Measured, Source},
+    figure::FigureView,
     format,
     home::percent,
-    log, page,
+    log,
+    measured::{Measured, Source},
+    page,
     spec_view::{self, Leaf},
 };
 use crate::{

@@ -153,6 +153,8 @@ impl Client {
         let head = || self.request(Method::HEAD, &path).timeout(ANSWER);
         match self.send("look for a blob", head, nothing).await {
             Ok(()) => return Ok(()),
+            // There, from another run: this one need not be able to read it.
+            Err(Answer { status: StatusCode::FORBIDDEN, .. }) => return Ok(()),
             Err(Answer { status: StatusCode::NOT_FOUND, .. }) => {}
             Err(answer) => return Err(answer.into()),
         }
@@ -225,7 +227,7 @@ impl Client {
                     Err(error) => told(error),
                 },
                 Ok(response) => {
-                    let answer = Answer::read(response).await;
+                    let answer = Answer::read(what, response).await;
                     let full = answer.status == StatusCode::INSUFFICIENT_STORAGE;
                     if !answer.may_change() || (full && begin.elapsed() > FULL_PATIENCE) {
                         return Err(answer);
@@ -256,17 +258,18 @@ impl Client {
 /// An answer that is not a success.
 #[derive(Debug)]
 struct Answer {
+    what: String,
     status: StatusCode,
     kind: String,
     detail: String,
 }
 
 impl Answer {
-    async fn read(response: Response) -> Answer {
+    async fn read(what: &str, response: Response) -> Answer {
         let status = response.status();
         let text = response.text().await.unwrap_or_default();
         let Problem { kind, title, detail } = serde_json::from_str(&text).unwrap_or_default();
-        Answer { status, kind, detail: if detail.is_empty() { title } else { detail } }
+        Answer { what: what.to_owned(), status, kind, detail: if detail.is_empty() { title } else { detail } }
     }
 
     /// Whether the same request may get another answer later.
@@ -281,7 +284,7 @@ impl Answer {
 
 impl std::fmt::Display for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the server answered {}: {}", self.status, self.detail)
+        write!(f, "the server answered {} to \"{}\": {}", self.status, self.what, self.detail)
     }
 }
 

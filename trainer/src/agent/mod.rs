@@ -160,14 +160,14 @@ impl Agent {
                 if !registered {
                     return client.register(worker).await.map(|()| Next::Registered);
                 }
-                client.request_lease(&request).await.map(Next::Lease)
+                client.request_lease(&request).await.map(|grant| Next::Lease(grant.map(Box::new)))
             };
             tokio::select! {
                 _ = shutdown.wait_for(|down| *down) => return,
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                 next = next, if free || !registered => match next {
                     Ok(Next::Registered) => registered = true,
-                    Ok(Next::Lease(Some(grant))) => self.begin(grant),
+                    Ok(Next::Lease(Some(grant))) => self.begin(*grant),
                     Ok(Next::Lease(None)) => {}
                     Err(refusal) => {
                         // A server with a fresh database does not know the worker any more.
@@ -222,7 +222,7 @@ impl Agent {
 /// An answer of the server.
 enum Next {
     Registered,
-    Lease(Option<LeaseGrant>),
+    Lease(Option<Box<LeaseGrant>>),
 }
 
 async fn wait_for_signal(shutdown: watch::Sender<bool>) {

@@ -201,7 +201,9 @@ pub fn crash_reason(exit: Exit, out_of_memory: bool, folder: &Path) -> String {
             format!("the training process was killed by {}", signal_name(signal))
         }
         Exit { code: Some(code), .. } => format!("the training process ended with exit code {code}"),
-        Exit { .. } => "the training process vanished; how it ended went with the agent that started it".to_owned(),
+        Exit { .. } => {
+            "the training process vanished; how it ended went with the agent that started it".to_owned()
+        }
     };
     if out_of_memory {
         reason += "; the kernel killed a process for want of memory meanwhile";

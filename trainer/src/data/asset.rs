@@ -388,7 +388,10 @@ mod tests {
         std::fs::write(vit.join("model.safetensors"), "ab").unwrap();
         let (summaries, problems) = Library::find(&[data.path().to_owned()]).summaries();
         assert_eq!(summaries.len(), 1, "a damaged asset is told, so that its run fails instead of waiting");
-        assert!(problems.iter().any(|problem| problem.contains("2 bytes, asset.toml says 3")), "{problems:?}");
+        assert!(
+            problems.iter().any(|problem| problem.contains("2 bytes, asset.toml says 3")),
+            "{problems:?}"
+        );
     }
 
     #[test]

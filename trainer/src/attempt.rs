@@ -27,6 +27,10 @@ const FILE_NAME: &str = "attempt.json";
 /// Folder of the blobs that the agent has fetched, each named by its sha256.
 pub const BLOBS: &str = "blobs";
 
+/// Set for the process unless its starter's environment says otherwise: threads that wait for work sleep instead of
+/// spinning. Alone on a machine that costs nothing; beside other processes spinning halves the speed.
+pub const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
+
 /// What the process is to do.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Assignment {

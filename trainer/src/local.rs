@@ -2,7 +2,7 @@
 //! journal and the curves as a table at the end. Run again on the same folder, it goes on where it was stopped.
 
 use crate::attempt::ending::Ending;
-use crate::attempt::{Assignment, BLOBS};
+use crate::attempt::{Assignment, BLOBS, WAIT_POLICY};
 use crate::data::asset::file_sha256;
 use crate::journal::JournalTail;
 use anyhow::{Context, Result, bail, ensure};
@@ -166,8 +166,12 @@ impl Local {
     /// Starts the process and shows its progress until it ends.
     fn watch(&self) -> Result<()> {
         let program = std::env::current_exe().context("finding this program")?;
-        let mut child =
-            Command::new(program).arg("attempt").arg(&self.out).spawn().context("starting the attempt")?;
+        let mut command = Command::new(program);
+        command.arg("attempt").arg(&self.out);
+        if std::env::var_os(WAIT_POLICY.0).is_none() {
+            command.env(WAIT_POLICY.0, WAIT_POLICY.1);
+        }
+        let mut child = command.spawn().context("starting the attempt")?;
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {eta} {wide_msg}")?;
         let bar = ProgressBar::new(0).with_style(style);
         let mut tail = JournalTail::new(&self.out);
@@ -274,4 +278,27 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_changes_fields_and_replaces_the_method() {
+        let mut document = json!({
+            "method": {"kind": "adapter", "rank": 8},
+            "training": {"steps": 10, "learning_rate": 1.0}
+        });
+        merge(
+            &mut document,
+            &json!({"method": {"kind": "film"}, "training": {"learning_rate": 2.0}, "seed": 3}),
+        );
+        let expected = json!({
+            "method": {"kind": "film"},
+            "training": {"steps": 10, "learning_rate": 2.0},
+            "seed": 3
+        });
+        assert_eq!(document, expected);
+    }
 }

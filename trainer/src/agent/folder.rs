@@ -101,3 +101,52 @@ pub fn delete(folder: &Path) {
         tracing::warn!(folder = %folder.display(), %error, "cannot delete an attempt's folder");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use causeway_protocol::{BlobRef, ResumeFrom, parse_spec};
+    use serde_json::json;
+
+    fn grant() -> LeaseGrant {
+        let spec = json!({
+            "experiment": "e", "kind": "evaluate",
+            "weights": {"theta0": {"asset": "vit"}, "theta1": {"blob": "a".repeat(64)}},
+            "evaluation": {"datasets": [{"asset": "d", "role": "ood"}]}
+        });
+        let blob = BlobRef { sha256: "b".repeat(64), bytes: 1, file: "resume.safetensors".to_owned() };
+        let lease = json!({
+            "id": uuid::Uuid::nil(), "run_id": uuid::Uuid::nil(), "attempt": 2, "epoch": 7, "device": "cpu",
+            "spec": parse_spec(spec).unwrap(), "phase": "evaluate", "resume": ResumeFrom { step: 3, blob },
+            "checkpoint": null, "known_points": [], "expires_in_ms": 30_000
+        });
+        serde_json::from_value(lease).unwrap()
+    }
+
+    #[test]
+    fn an_agent_that_is_restarted_finds_what_was_held() {
+        let attempts = tempfile::tempdir().unwrap();
+        let (folder, mut held) = Held::begin(attempts.path(), grant()).unwrap();
+        assert!(folder.ends_with("00000000-0000-0000-0000-000000000000-2"));
+        assert_eq!(held.blobs(), ["a".repeat(64), "b".repeat(64)]);
+        assert!(!held.was_started(&folder) && held.living(&folder).is_none());
+        held.process = Process::of(std::process::id() as i32);
+        held.write(&folder).unwrap();
+        let mut found = left_behind(attempts.path()).unwrap();
+        assert_eq!(found.len(), 1);
+        let again = found.remove(0).1.unwrap();
+        assert_eq!(again, held);
+        assert!(again.living(&folder).is_some());
+        let other_boot = Held { boot: "another".to_owned(), ..again };
+        assert!(other_boot.living(&folder).is_none(), "process ids repeat after a boot");
+        assert!(other_boot.was_started(&folder));
+    }
+
+    #[test]
+    fn a_folder_without_a_sound_lease_is_told_apart() {
+        let attempts = tempfile::tempdir().unwrap();
+        fs::create_dir(attempts.path().join("x")).unwrap();
+        fs::write(attempts.path().join("x/lease.json"), "{").unwrap();
+        assert!(left_behind(attempts.path()).unwrap()[0].1.is_err());
+    }
+}

@@ -1,6 +1,7 @@
 //! The training process as its agent sees it: started in a session of its own, its output in files and not in pipes, so
 //! that it outlives an agent that is killed; found again by process id and start time; ended as a group.
 
+use crate::attempt::WAIT_POLICY;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -121,6 +122,7 @@ impl Watched {
             .arg(folder)
             .current_dir(folder)
             .env_clear()
+            .env(WAIT_POLICY.0, WAIT_POLICY.1)
             .envs(environment())
             .stdin(Stdio::null())
             .stdout(log(STDOUT)?)
@@ -260,11 +262,17 @@ mod tests {
     fn a_process_is_found_by_the_folder_it_works_in() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Process::find(folder.path()), None);
-        // A shell with the command line of a training process: words after -c's script are its arguments.
-        let mut child = std::process::Command::new("tail").arg("-f").arg("/dev/null").spawn().unwrap();
-        assert_eq!(Process::find(folder.path()), None, "another command line is another process");
+        // A shell that runs a script named `attempt` has the command line of a training process. It waits for input.
+        fs::write(folder.path().join("attempt"), "read line").unwrap();
+        let mut command = std::process::Command::new("sh");
+        command.arg("attempt").arg(folder.path()).current_dir(folder.path()).stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let pid = child.id() as i32;
+        let found = Process::find(folder.path()).unwrap();
+        assert_eq!(Some(found), Process::of(pid));
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_eq!(Process::find(folder.path()), None);
     }
 
     #[test]

@@ -204,10 +204,11 @@ impl Vit {
         Tensor::cat(&[class, patches], 1)
     }
 
-    /// x + attn(LN1 x), then x + mlp(LN2 x), then what the method adds after the block.
+    /// x + attn(LN1 x), then x + mlp(LN2 x), then what the method adds after the block. The feature is the class token,
+    /// so the last block computes that one alone: keys and values of all tokens, the rest of one.
     ///
     /// # Shapes
-    /// [batch, tokens, dim] → the same
+    /// [batch, tokens, dim] → the same; [batch, 1, dim] for the last block
     fn block(&self, tensors: &Tensors, block: i64, x: Tensor) -> Tensor {
         let at = |name: &str| &tensors[&format!("blocks.{block}.{name}")];
         let branch = |x: &Tensor, y: Tensor, scale: &str| match self.config.layer_scale {
@@ -215,7 +216,10 @@ impl Vit {
             false => x + y,
         };
         let (weight, bias) = methods::norm_affine(&self.method, tensors, block, Norm::First);
-        let attended = attention(&layer_norm(&x, &weight, &bias), &at);
+        let last = block + 1 == self.config.depth;
+        let asking = if last { 1 } else { x.size()[1] };
+        let attended = attention(&layer_norm(&x, &weight, &bias), asking, &at);
+        let x = x.narrow(1, 0, asking);
         let x = branch(&x, attended, "ls1.gamma");
         let (weight, bias) = methods::norm_affine(&self.method, tensors, block, Norm::Second);
         let hidden = linear(&layer_norm(&x, &weight, &bias), &at, "mlp.fc1").gelu("none");
@@ -224,18 +228,31 @@ impl Vit {
     }
 }
 
-/// Multi-head self-attention.
+/// Multi-head self-attention of the first `asking` tokens over all.
 ///
 /// # Shapes
-/// [batch, tokens, dim] → the same
-fn attention<'a>(x: &Tensor, at: &impl Fn(&str) -> &'a Tensor) -> Tensor {
+/// [batch, tokens, dim] → [batch, asking, dim]
+fn attention<'a>(x: &Tensor, asking: i64, at: &impl Fn(&str) -> &'a Tensor) -> Tensor {
     let (batch, tokens, dim) = (x.size()[0], x.size()[1], x.size()[2]);
-    let qkv = linear(x, at, "attn.qkv").reshape([batch, tokens, 3, dim / HEAD_DIM, HEAD_DIM]);
-    let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, batch, heads, tokens, head]
-    let (query, key, value) = (qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2));
+    let heads = |y: Tensor, parts: i64| {
+        let count = y.size()[1];
+        y.reshape([batch, count, parts, dim / HEAD_DIM, HEAD_DIM]).permute([2, 0, 3, 1, 4]) // [parts, batch, heads, count, head]
+    };
+    let (query, key, value) = if asking == tokens {
+        let qkv = heads(linear(x, at, "attn.qkv"), 3);
+        (qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2))
+    } else {
+        let (weight, bias) = (at("attn.qkv.weight"), at("attn.qkv.bias")); // rows q, k, v
+        let part = |y: &Tensor, first: i64, parts: i64| {
+            let rows = |tensor: &Tensor| tensor.narrow(0, first * dim, parts * dim);
+            heads(y.linear(&rows(weight), Some(&rows(bias))), parts)
+        };
+        let (query, keys) = (part(&x.narrow(1, 0, asking), 0, 1), part(x, 1, 2));
+        (query.select(0, 0), keys.select(0, 0), keys.select(0, 1))
+    };
     let mixed =
         Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, false, None, false);
-    linear(&mixed.transpose(1, 2).reshape([batch, tokens, dim]), at, "attn.proj")
+    linear(&mixed.transpose(1, 2).reshape([batch, asking, dim]), at, "attn.proj")
 }
 
 fn linear<'a>(x: &Tensor, at: &impl Fn(&str) -> &'a Tensor, name: &str) -> Tensor {

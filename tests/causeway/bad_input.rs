@@ -20,14 +20,17 @@ async fn reason(server: &Server, spec: &Value) -> Result<String> {
     Ok(run["reason"].as_str().unwrap_or_default().to_owned())
 }
 
-/// A class-folder asset with one image a class.
+/// A class-folder asset with two images a class.
 fn class_folder(data: &Path, name: &str, classes: &[&str]) -> Result<()> {
     let folder = data.join(name);
     for class in classes {
         fs::create_dir_all(folder.join("images").join(class))?;
-        let image = fs::read_dir(demo_data().join("tux-held-out/images"))?.next().expect("an image")?.path();
-        let target = folder.join("images").join(class).join(image.file_name().expect("a name"));
-        fs::copy(&image, target)?;
+        let list = fs::read_to_string(demo_data().join("tux-held-out/images.jsonl"))?;
+        for line in list.lines().take(2) {
+            let listed: Value = serde_json::from_str(line)?;
+            let image = demo_data().join("tux-held-out").join(listed["image"].as_str().expect("a path"));
+            fs::copy(&image, folder.join("images").join(class).join(image.file_name().expect("a name")))?;
+        }
     }
     fs::write(
         folder.join("asset.toml"),

@@ -85,8 +85,10 @@ async fn a_run_survives_the_death_of_every_process_value_for_value() -> Result<(
 
     // The training process again, while it sweeps α: the next attempt begins with the sweep.
     wait_for("the evaluation", 180, || async {
-        let run = server.get(&format!("/runs/{id}")).await;
-        Ok(run.ok().filter(|run| run["phase"] == "evaluate" && run["progress"]["phase"] == "evaluate"))
+        let Ok(run) = server.get(&format!("/runs/{id}")).await else { return Ok(None) };
+        let live = ["queued", "running"].contains(&run["state"].as_str().unwrap_or_default());
+        anyhow::ensure!(live, "the run ended early: {run}");
+        Ok((run["phase"] == "evaluate" && run["progress"]["phase"] == "evaluate").then_some(()))
     })
     .await?;
     trainer.kill_attempts();

@@ -208,8 +208,7 @@ impl Drop for Server {
             // SAFETY: the postmaster of this test's own state folder.
             unsafe { libc::kill(pid, libc::SIGQUIT) };
         }
-        if std::thread::panicking() {
-            eprintln!("--- the server's log\n{}", fs::read_to_string(self.log()).unwrap_or_default());
-        }
+        // Shown by the test runner if the test failed.
+        eprintln!("--- the server's log\n{}", fs::read_to_string(self.log()).unwrap_or_default());
     }
 }

@@ -112,9 +112,8 @@ impl Drop for Trainer {
     fn drop(&mut self) {
         let _ = self.stop();
         self.kill_attempts();
-        if std::thread::panicking() {
-            eprintln!("--- the trainer's log\n{}", fs::read_to_string(&self.log).unwrap_or_default());
-        }
+        // Shown by the test runner if the test failed.
+        eprintln!("--- the trainer's log\n{}", fs::read_to_string(&self.log).unwrap_or_default());
     }
 }
 

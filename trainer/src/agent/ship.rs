@@ -77,17 +77,18 @@ impl Shipper {
         let last = lines.last().map(|line| line.seq);
         for line in &mut lines {
             let Some(blob) = blob(&line.event) else { continue };
-            let file = self.folder.join(&blob.file);
-            let superseded = matches!(line.event, Event::ResumeState { .. }) && !file.exists();
-            if superseded {
-                // The process keeps its last two states. One that went before the server was there to take it is no
-                // use to anyone; its line still has a number, and says what is true of it.
-                tracing::info!(file = %file.display(), "a resume state was superseded before it could be shipped");
-                line.event = Event::Phase { phase: Phase::Train };
-                continue;
+            let (sha256, file) = (blob.sha256.clone(), self.folder.join(&blob.file));
+            let replaceable = matches!(line.event, Event::ResumeState { .. });
+            match self.client.upload(self.lease, &sha256, &file).await {
+                // The process keeps its last two states. One that went before the server was there to take it, maybe
+                // while the server was waited for, is no use to anyone; its line still has a number, and says what is
+                // true of it.
+                Err(Refusal::Refused(_)) if replaceable && !file.exists() => {
+                    tracing::info!(file = %file.display(), "a resume state was superseded before it could be shipped");
+                    line.event = Event::Phase { phase: Phase::Train };
+                }
+                sent => sent?,
             }
-            let sha256 = blob.sha256.clone();
-            self.client.upload(self.lease, &sha256, &file).await?;
         }
         let batch = EventBatch { epoch: self.lease.epoch, lines, logs };
         loop {

@@ -177,6 +177,7 @@ impl Supervisor {
                 }
                 shipped = &mut shipping, if refused.is_none() => {
                     let refusal = refusal_of(shipped);
+                    tracing::error!(%run, %refusal, "what the process writes is not taken; ending it");
                     process.signal(if refusal == Refusal::Stale { libc::SIGKILL } else { libc::SIGTERM });
                     kill_at.get_or_insert(Instant::now() + GRACE);
                     refused = Some(refusal);

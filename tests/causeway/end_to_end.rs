@@ -32,7 +32,10 @@ async fn a_posted_run_trains_and_draws_its_curve_and_its_weights_can_be_scored_a
     for field in ["version", "commit", "libtorch", "host", "device", "threads"] {
         assert!(!environment[field].is_null(), "{field} is recorded");
     }
-    assert_eq!(run["trainable"], 83_040, "12 · (2 · 384 · 8 + 8 + 384 + 384): Adapter+ of rank 8 with a scale");
+    assert_eq!(
+        run["trainable"], 83_040,
+        "12 · (2 · 384 · 8 + 8 + 384 + 384): Adapter+ of rank 8 with a scale"
+    );
 
     let curves = server.get(&format!("/runs/{id}/curves")).await?;
     let swept = points(&curves, "tux-held-out", 20);

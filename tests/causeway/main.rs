@@ -3,6 +3,7 @@
 mod access;
 mod api;
 mod bad_input;
+mod browser;
 mod end_to_end;
 mod kills;
 mod queue;

@@ -73,40 +73,41 @@ impl Shipper {
         Ok((lines, logs))
     }
 
-    async fn ship(&mut self, mut lines: Vec<JournalLine>, logs: Vec<LogLine>) -> Result<(), Refusal> {
-        let last = lines.last().map(|line| line.seq);
-        for line in &mut lines {
-            let Some(blob) = blob(&line.event) else { continue };
-            let (sha256, file) = (blob.sha256.clone(), self.folder.join(&blob.file));
-            let replaceable = matches!(line.event, Event::ResumeState { .. });
-            match self.client.upload(self.lease, &sha256, &file).await {
-                // The process keeps its last two states. One that went before the server was there to take it, maybe
-                // while the server was waited for, is no use to anyone; its line still has a number, and says what is
-                // true of it.
-                Err(Refusal::Refused(_)) if replaceable && !file.exists() => {
-                    tracing::info!(file = %file.display(), "a resume state was superseded before it could be shipped");
-                    line.event = Event::Phase { phase: Phase::Train };
-                }
-                sent => sent?,
-            }
-        }
-        let batch = EventBatch { epoch: self.lease.epoch, lines, logs };
+    async fn ship(&mut self, lines: Vec<JournalLine>, logs: Vec<LogLine>) -> Result<(), Refusal> {
+        let last = lines.last().map_or(0, |line| line.seq);
+        let mut batch = EventBatch { epoch: self.lease.epoch, lines, logs };
         loop {
+            for line in &mut batch.lines {
+                self.upload(line).await?;
+            }
             match self.client.ship(self.lease, &batch).await {
                 Ok(accepted) => {
-                    self.shipped_seq = self.shipped_seq.max(last.unwrap_or(0)).max(accepted.shipped_seq);
+                    self.shipped_seq = self.shipped_seq.max(last).max(accepted.shipped_seq);
                     return Ok(());
                 }
                 Err(Refusal::Conflict(detail)) => {
                     // A blob that the server lost between the two requests: once more, from the blobs on.
                     tracing::warn!(detail, "a batch was not taken; trying on");
                     tokio::time::sleep(EVERY).await;
-                    for blob in batch.lines.iter().filter_map(|line| blob(&line.event)) {
-                        self.client.upload(self.lease, &blob.sha256, &self.folder.join(&blob.file)).await?;
-                    }
                 }
                 Err(refusal) => return Err(refusal),
             }
+        }
+    }
+
+    /// Sees to it that the server has the file a line names.
+    async fn upload(&self, line: &mut JournalLine) -> Result<(), Refusal> {
+        let Some(blob) = blob(&line.event) else { return Ok(()) };
+        let file = self.folder.join(&blob.file);
+        match self.client.upload(self.lease, &blob.sha256, &file).await {
+            Err(Refusal::Refused(_)) if matches!(line.event, Event::ResumeState { .. }) && !file.exists() => {
+                // The process keeps its last two states, and may have removed this one while the server was away. It
+                // is no use to anyone; its line still has a number, and now says what is true of it.
+                tracing::info!(file = %file.display(), "a resume state was superseded before it could be shipped");
+                line.event = Event::Phase { phase: Phase::Train };
+                Ok(())
+            }
+            uploaded => uploaded,
         }
     }
 }

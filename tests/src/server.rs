@@ -102,6 +102,14 @@ impl Server {
         if status.success() { Ok(()) } else { bail!("the server ended with {status}") }
     }
 
+    /// Process id of the server.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn pid(&self) -> Result<i32> {
+        Ok(self.process.as_ref().context("not running")?.pid())
+    }
+
     /// Process id of the Postgres that the server runs.
     ///
     /// # Errors

@@ -1,0 +1,142 @@
+//! The product's benchmarks: `make bench`. One JSON line a figure; ratios come from one run, since machines are noisy.
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{FakeWorker, Server, Trainer, binary, demo_data, small_finetune, spec};
+use serde_json::{Value, json};
+use std::{fs, path::Path, process::Command, time::Instant};
+
+/// Requests of one kind that are timed.
+const REQUESTS: usize = 200;
+/// Values in one metric batch.
+const VALUES: u64 = 1000;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    server().await?;
+    sweep()
+}
+
+fn report(name: &str, value: f64, unit: &str, what: &str) {
+    println!("{}", json!({"bench": name, "value": (value * 1000.0).round() / 1000.0, "unit": unit, "what": what}));
+}
+
+/// Middle and 95th of a hundred, milliseconds.
+fn quantiles(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 95 / 100])
+}
+
+async fn server() -> Result<()> {
+    let server = Server::start().await?;
+    report("server_rss_idle", rss_megabytes(server.pid()?)?, "MB", "the server alone, its Postgres not counted");
+    {
+        let worker = FakeWorker::register(&server, "bench").await?;
+        server.submit(&spec()).await?;
+        let held = worker.lease(5000).await?.context("a lease")?;
+        let mut times = Vec::new();
+        for batch in 0..REQUESTS as u64 {
+            // 250 steps of four metrics: what an agent ships of a fast run in one go.
+            let events: Vec<Value> = (0..VALUES / 4)
+                .map(|step| {
+                    let values = json!({"loss": 1.5, "learning_rate": 1e-3, "gradient_norm": 2.5, "temperature": 0.07});
+                    json!({"event": "metrics", "step": batch * (VALUES / 4) + step + 1, "values": values})
+                })
+                .collect();
+            let start = Instant::now();
+            let (status, answer) = worker.ship(&held, batch * (VALUES / 4) + 1, &events).await?;
+            ensure!(status.is_success(), "{answer}");
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        let (p50, p95) = quantiles(times);
+        report("metric_batch_p50", p50, "ms", "POST of 1,000 values, committed with fsync");
+        report("metric_batch_p95", p95, "ms", "POST of 1,000 values, committed with fsync");
+        worker.finish(&held, "failed", "the benchmark is over").await?;
+    }
+    let _trainer = Trainer::start(&server, &[])?;
+    let mut small = small_finetune();
+    small["training"]["steps"] = json!(2);
+    let id = server.submit(&small).await?;
+    let run = server.wait_for_run(&id, &["succeeded"], 300).await?;
+    let page = format!("{}/experiments/{}", server.url(), run["experiment_id"].as_str().context("experiment")?);
+    let mut times = Vec::new();
+    for _ in 0..REQUESTS {
+        let start = Instant::now();
+        let answer = server.client.get(&page).bearer_auth(server.token("user")?).send().await?.error_for_status()?;
+        answer.bytes().await?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let (p50, p95) = quantiles(times);
+    report("experiment_page_p50", p50, "ms", "GET of an experiment's page, a new connection each");
+    report("experiment_page_p95", p95, "ms", "GET of an experiment's page, a new connection each");
+    report("server_rss_after", rss_megabytes(server.pid()?)?, "MB", "the server after this load");
+    Ok(())
+}
+
+fn rss_megabytes(pid: i32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<f64>()? / 1024.0)
+}
+
+/// Training of each method, and one sweep of eleven α against eleven evaluations of one α.
+fn sweep() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut checkpoint = None;
+    for method in ["adapter", "film", "full"] {
+        let out = folder.path().join(method);
+        let mut spec = small_finetune();
+        (spec["name"], spec["method"]) = (json!(method), json!({ "kind": method }));
+        spec["training"] = json!({"steps": 8, "batch_size": 32, "learning_rate": 1e-4, "image_size": 98});
+        spec["evaluation"] = json!({"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0], "k": [1],
+                                    "image_size": 56});
+        trainer("train", &spec, folder.path(), &out, None)?;
+        let rates = journal(&out, |line| line["phase"] == "train" && line["event"] == "progress");
+        let mut rates: Vec<f64> = rates.iter().filter_map(|line| line["images_per_second"].as_f64()).collect();
+        rates.sort_by(f64::total_cmp);
+        ensure!(!rates.is_empty(), "no progress was reported");
+        let what = "ViT-S/14, 98 px, batch 32, f32: median of the reported rates";
+        report(&format!("train_{method}"), rates[rates.len() / 2], "images/s", what);
+        checkpoint = Some(out.join("checkpoint.safetensors"));
+    }
+    let checkpoint = checkpoint.context("a checkpoint")?;
+    let evaluate = |alphas: Value, out: &Path| -> Result<f64> {
+        let spec = json!({
+            "experiment": "bench", "name": "sweep", "kind": "evaluate",
+            "weights": {"theta0": {"asset": "vit-s14-imgfocus"}, "theta1": {"file": checkpoint}},
+            "evaluation": {"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": alphas, "k": [1, 20],
+                           "image_size": 98}
+        });
+        let start = Instant::now();
+        trainer("evaluate", &spec, folder.path(), out, Some(&checkpoint))?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let grid: Vec<f64> = (0..=10).map(|tenth| f64::from(tenth) / 10.0).collect();
+    let together = evaluate(json!(grid), &folder.path().join("together"))?;
+    let mut apart = 0.0;
+    for alpha in &grid {
+        apart += evaluate(json!([alpha]), &folder.path().join(format!("alpha-{alpha}")))?;
+    }
+    report("sweep_seconds", together, "s", "11 α of a full checkpoint on 200 images at 98 px, one process");
+    report("sweep_rate", 2200.0 / together, "images/s", "forward passes of that sweep, start-up and k-NN included");
+    report("single_alpha_seconds", apart, "s", "eleven processes of one α each");
+    report("sweep_speedup", apart / together, "x", "eleven single evaluations against one sweep");
+    Ok(())
+}
+
+fn trainer(command: &str, spec: &Value, folder: &Path, out: &Path, theta1: Option<&Path>) -> Result<()> {
+    let file = folder.join("spec.toml");
+    fs::write(&file, toml::to_string(spec)?)?;
+    let mut run = Command::new(binary("causeway-trainer"));
+    run.arg(command).arg(&file).arg("--data").arg(demo_data()).arg("--out").arg(out);
+    if let Some(theta1) = theta1 {
+        run.arg("--theta1").arg(theta1);
+    }
+    let output = run.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn journal(out: &Path, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("journal.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(|line| wanted(line)).collect()
+}

@@ -17,7 +17,10 @@ async fn main() -> Result<()> {
 }
 
 fn report(name: &str, value: f64, unit: &str, what: &str) {
-    println!("{}", json!({"bench": name, "value": (value * 1000.0).round() / 1000.0, "unit": unit, "what": what}));
+    println!(
+        "{}",
+        json!({"bench": name, "value": (value * 1000.0).round() / 1000.0, "unit": unit, "what": what})
+    );
 }
 
 /// Middle and 95th of a hundred, milliseconds.
@@ -28,7 +31,12 @@ fn quantiles(mut times: Vec<f64>) -> (f64, f64) {
 
 async fn server() -> Result<()> {
     let server = Server::start().await?;
-    report("server_rss_idle", rss_megabytes(server.pid()?)?, "MB", "the server alone, its Postgres not counted");
+    report(
+        "server_rss_idle",
+        rss_megabytes(server.pid()?)?,
+        "MB",
+        "the server alone, its Postgres not counted",
+    );
     {
         let worker = FakeWorker::register(&server, "bench").await?;
         server.submit(&spec()).await?;
@@ -57,11 +65,13 @@ async fn server() -> Result<()> {
     small["training"]["steps"] = json!(2);
     let id = server.submit(&small).await?;
     let run = server.wait_for_run(&id, &["succeeded"], 300).await?;
-    let page = format!("{}/experiments/{}", server.url(), run["experiment_id"].as_str().context("experiment")?);
+    let page =
+        format!("{}/experiments/{}", server.url(), run["experiment_id"].as_str().context("experiment")?);
     let mut times = Vec::new();
     for _ in 0..REQUESTS {
         let start = Instant::now();
-        let answer = server.client.get(&page).bearer_auth(server.token("user")?).send().await?.error_for_status()?;
+        let answer =
+            server.client.get(&page).bearer_auth(server.token("user")?).send().await?.error_for_status()?;
         answer.bytes().await?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
@@ -91,7 +101,8 @@ fn sweep() -> Result<()> {
                                     "image_size": 56});
         trainer("train", &spec, folder.path(), &out, None)?;
         let rates = journal(&out, |line| line["phase"] == "train" && line["event"] == "progress");
-        let mut rates: Vec<f64> = rates.iter().filter_map(|line| line["images_per_second"].as_f64()).collect();
+        let mut rates: Vec<f64> =
+            rates.iter().filter_map(|line| line["images_per_second"].as_f64()).collect();
         rates.sort_by(f64::total_cmp);
         ensure!(!rates.is_empty(), "no progress was reported");
         let what = "ViT-S/14, 98 px, batch 32, f32: median of the reported rates";
@@ -117,7 +128,12 @@ fn sweep() -> Result<()> {
         apart += evaluate(json!([alpha]), &folder.path().join(format!("alpha-{alpha}")))?;
     }
     report("sweep_seconds", together, "s", "11 α of a full checkpoint on 200 images at 98 px, one process");
-    report("sweep_rate", 2200.0 / together, "images/s", "forward passes of that sweep, start-up and k-NN included");
+    report(
+        "sweep_rate",
+        2200.0 / together,
+        "images/s",
+        "forward passes of that sweep, start-up and k-NN included",
+    );
     report("single_alpha_seconds", apart, "s", "eleven processes of one α each");
     report("sweep_speedup", apart / together, "x", "eleven single evaluations against one sweep");
     Ok(())

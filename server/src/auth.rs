@@ -163,17 +163,17 @@ pub async fn same_origin(State(app): State<App>, request: Request, next: Next) -
     next.run(request).await
 }
 
-/// The routes a kind of token may use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Audience {
-    /// People, scripts and signed-in browsers.
-    Users,
-    /// Workers.
-    Workers,
+/// Middleware of the routes for people, scripts and signed-in browsers.
+pub async fn users_only(State(app): State<App>, request: Request, next: Next) -> Result<Response> {
+    require(&[TokenKind::User, TokenKind::Session], &app, request, next).await
 }
 
-/// Lets a request through if its token belongs to the audience.
-pub async fn require(audience: Audience, app: App, mut request: Request, next: Next) -> Result<Response> {
+/// Middleware of the routes for workers.
+pub async fn workers_only(State(app): State<App>, request: Request, next: Next) -> Result<Response> {
+    require(&[TokenKind::Worker], &app, request, next).await
+}
+
+async fn require(kinds: &[TokenKind], app: &App, mut request: Request, next: Next) -> Result<Response> {
     let bearer = header_text(request.headers(), header::AUTHORIZATION)
         .and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
     let secret = match bearer {
@@ -184,11 +184,7 @@ pub async fn require(audience: Audience, app: App, mut request: Request, next: N
     let identity = identify(&app.pool, secret.trim()).await?.ok_or(Error::Unauthorized(
         "the server does not know this token; the state folder holds the current one",
     ))?;
-    let allowed = match identity.kind {
-        TokenKind::User | TokenKind::Session => audience == Audience::Users,
-        TokenKind::Worker => audience == Audience::Workers,
-    };
-    if !allowed {
+    if !kinds.contains(&identity.kind) {
         let kind = identity.kind.as_str();
         return Err(Error::Forbidden(format!("a {kind} token may not do this")));
     }

@@ -4,8 +4,7 @@ use axum::{
     Router,
     extract::{FromRequest, Request},
     http::{HeaderMap, StatusCode, header},
-    middleware::{Next, from_fn, from_fn_with_state},
-    response::Response,
+    middleware::{from_fn, from_fn_with_state},
     routing::get,
 };
 use serde::de::DeserializeOwned;
@@ -160,19 +159,19 @@ pub fn router(app: App) -> Router {
         .0
         .layer(limit)
         .merge(user_blobs.split_for_parts().0.layer(unlimited))
-        .layer(for_audience(app.clone(), auth::Audience::Users));
+        .layer(from_fn_with_state(app.clone(), auth::users_only));
     let workers = worker_routes()
         .split_for_parts()
         .0
         .layer(limit)
         .merge(worker_blobs.split_for_parts().0.layer(unlimited))
-        .layer(for_audience(app.clone(), auth::Audience::Workers));
+        .layer(from_fn_with_state(app.clone(), auth::workers_only));
     let document = openapi();
     let open = Router::new()
         .route("/api/v1/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
         .route("/api/v1/openapi.json", get(move || async move { axum::Json(document) }))
         .route("/sign-in", get(auth::sign_in));
-    let pages = pages::router().layer(limit).layer(for_audience(app.clone(), auth::Audience::Users));
+    let pages = pages::router().layer(limit).layer(from_fn_with_state(app.clone(), auth::users_only));
     Router::new()
         .merge(open)
         .merge(pages::open_router())
@@ -185,24 +184,6 @@ pub fn router(app: App) -> Router {
         .layer(CompressionLayer::new())
         .layer(TraceLayer::new_for_http())
         .with_state(app)
-}
-
-/// The middleware that lets only this audience through.
-fn for_audience(
-    app: App,
-    audience: auth::Audience,
-) -> axum::middleware::FromFnLayer<
-    impl Fn(Request, Next) -> std::pin::Pin<Box<dyn Future<Output = Result<Response>> + Send>> + Clone,
-    (),
-    (Request,),
-> {
-    from_fn(
-        move |request: Request,
-              next: Next|
-              -> std::pin::Pin<Box<dyn Future<Output = Result<Response>> + Send>> {
-            Box::pin(auth::require(audience, app.clone(), request, next))
-        },
-    )
 }
 
 /// A JSON body. Unlike axum's own extractor it answers problem+json, and names the field.

@@ -1,5 +1,7 @@
 //! Tests of the whole, one module for each side of it.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
 mod access;
 mod api;
 mod bad_input;

@@ -101,6 +101,10 @@ async fn upload(server: &Server, path: &Path) -> Result<String> {
         hash.update(&buffer[..n]);
     }
     let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let there = server.request(Method::HEAD, &format!("/blobs/{sha256}")).send().await;
+    if there.is_ok_and(|answer| answer.status().is_success()) {
+        return Ok(sha256);
+    }
     let bar = indicatif::ProgressBar::new(bytes).with_style(indicatif::ProgressStyle::with_template(
         "uploading {msg}  {bytes}/{total_bytes}  {bytes_per_sec}",
     )?);

@@ -4,6 +4,7 @@
 
 pub mod ending;
 pub mod environment;
+mod narrate;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::data::captions::Captions;
@@ -99,6 +100,12 @@ fn tell_panic(panic: &std::panic::PanicHookInfo) {
     eprintln!("panicked{place}: {first}");
 }
 
+/// Into the journal, and in words into the log.
+fn tell(journal: &mut Journal, event: Event) -> Result<()> {
+    narrate::narrate(&event);
+    journal.append(event)
+}
+
 /// An attempt under way.
 struct Attempt<'a> {
     folder: &'a Path,
@@ -126,7 +133,7 @@ impl<'a> Attempt<'a> {
             Phase::Evaluate => all_steps,
         };
         let phase = lease.phase;
-        journal.append(Event::Started { environment: environment.clone(), phase, resumed_step })?;
+        tell(journal, Event::Started { environment: environment.clone(), phase, resumed_step })?;
         Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data) })
     }
 
@@ -134,7 +141,7 @@ impl<'a> Attempt<'a> {
         let spec = self.lease.spec.clone();
         let backbone = Backbone::read(&self.weights(&spec.weights.theta0)?).context("loading θ0")?;
         backbone.config.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
-        self.journal.append(Event::Backbone {
+        self.tell(Event::Backbone {
             digest: backbone.digest.clone(),
             parameters: backbone.tensors.values(),
             trainable: spec.method.as_ref().map_or(0, |method| methods::trainable_values(method, &backbone)),
@@ -153,7 +160,7 @@ impl<'a> Attempt<'a> {
             }
         };
 
-        self.journal.append(Event::Phase { phase: Phase::Evaluate })?;
+        self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         Sweep {
@@ -163,14 +170,18 @@ impl<'a> Attempt<'a> {
             line: &line,
             known: &self.lease.known_points,
             stamp,
-            emit: &mut |event| self.journal.append(event),
+            emit: &mut |event| tell(self.journal, event),
         }
         .run()
     }
 
+    fn tell(&mut self, event: Event) -> Result<()> {
+        tell(self.journal, event)
+    }
+
     /// Fine-tunes and returns the file of the checkpoint.
     fn train(&mut self, spec: &Spec, backbone: &Backbone) -> Result<PathBuf> {
-        self.journal.append(Event::Phase { phase: Phase::Train })?;
+        self.tell(Event::Phase { phase: Phase::Train })?;
         let (Some(named), Some(training)) = (&spec.captions, &spec.training) else {
             bail!("a finetune run needs captions and training");
         };
@@ -189,7 +200,7 @@ impl<'a> Attempt<'a> {
             pairs: Pairs { image: &|at| images.get(at), captions: &captions.rows, embeddings: &embeddings },
             resume: resume.as_deref(),
             folder: self.folder,
-            journal: &mut |event| self.journal.append(event),
+            journal: &mut |event| tell(self.journal, event),
         })?;
         Ok(self.folder.join(checkpoint.file))
     }

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -167,7 +167,8 @@ impl Local {
     fn watch(&self) -> Result<()> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(program);
-        command.arg("attempt").arg(&self.out);
+        // Its words go nowhere: the bar says them.
+        command.arg("attempt").arg(&self.out).stdout(Stdio::null());
         if std::env::var_os(WAIT_POLICY.0).is_none() {
             command.env(WAIT_POLICY.0, WAIT_POLICY.1);
         }

@@ -110,14 +110,15 @@ pub enum Watched {
 impl Watched {
     /// Starts the training process of an attempt's folder.
     pub fn start(folder: &Path) -> Result<Watched> {
-        let program = std::env::current_exe().context("finding this program")?;
         let log = |name: &str| -> Result<File> {
             let path = folder.join(name);
             let file = OpenOptions::new().create(true).append(true).open(&path);
             file.with_context(|| format!("opening {}", path.display()))
         };
-        let mut command = Command::new(program);
+        // The program that this agent is, even when a newer one has been put in its place since it started.
+        let mut command = Command::new("/proc/self/exe");
         command
+            .arg0("causeway-trainer")
             .arg("attempt")
             .arg(folder)
             .current_dir(folder)

@@ -165,8 +165,7 @@ impl Hits {
 
 impl Serialize for Hits {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        serializer.serialize_str(&hex)
+        serializer.serialize_str(&hex(&self.0))
     }
 }
 
@@ -191,6 +190,11 @@ impl PartialSchema for Hits {
 }
 
 impl ToSchema for Hits {}
+
+/// Bytes as lower-case hex, the way every digest is written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A file named by its contents.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]

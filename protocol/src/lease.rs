@@ -22,6 +22,9 @@ pub struct RegisterWorker {
     pub devices: Vec<String>,
     /// The assets under its data folders.
     pub assets: Vec<AssetSummary>,
+    /// It takes no new work: it is ending.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// What a worker tells of an asset it holds.

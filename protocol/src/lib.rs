@@ -12,8 +12,8 @@ mod validate;
 
 pub use alpha::Alpha;
 pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Preprocess, Protocol, Role};
-pub use journal::{BlobRef, Environment, Event, Hits, LogLine, NumericsStamp, PointRecord, Stream};
-pub use journal::{JournalLine, RunProgress};
+pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
+pub use journal::{RunProgress, Stream, hex};
 pub use lease::{
     AssetSummary, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, KnownPoint,
     LeaseGrant, LeaseRequest, Order, Outcome, RegisterWorker, RenewedLease, ResumeFrom,

@@ -124,6 +124,8 @@ impl std::str::FromStr for AttemptState {
 pub enum WorkerState {
     /// Heard of within a lease period.
     Ready,
+    /// Finishing what it has; it takes no new work.
+    Draining,
     /// Silent for longer than a heartbeat; its leases still hold.
     Suspect,
     /// Silent for so long that its leases ran out. It may come back.
@@ -132,12 +134,14 @@ pub enum WorkerState {
 
 impl WorkerState {
     /// Every value, in declaration order.
-    pub const ALL: &'static [WorkerState] = &[WorkerState::Ready, WorkerState::Suspect, WorkerState::Lost];
+    pub const ALL: &'static [WorkerState] =
+        &[WorkerState::Ready, WorkerState::Draining, WorkerState::Suspect, WorkerState::Lost];
 
     /// The word used in SQL, JSON and pages.
     pub fn as_str(self) -> &'static str {
         match self {
             WorkerState::Ready => "ready",
+            WorkerState::Draining => "draining",
             WorkerState::Suspect => "suspect",
             WorkerState::Lost => "lost",
         }

@@ -67,7 +67,7 @@ pub async fn create_token(pool: &PgPool, kind: TokenKind, name: &str) -> Result<
         TokenKind::Worker => "cww_",
         TokenKind::Session => "cws_",
     };
-    let secret = bytes.iter().fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"));
+    let secret = format!("{prefix}{}", causeway_protocol::hex(&bytes));
     let id = Uuid::now_v7();
     let days = matches!(kind, TokenKind::Session).then_some(SESSION_DAYS);
     let sha256 = Sha256::digest(&secret);

@@ -79,7 +79,7 @@ impl Blobs {
         }
         file.flush().await.map_err(storage)?;
         file.into_inner().sync_all().await.map_err(storage)?;
-        let got: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let got = causeway_protocol::hex(&hash.finalize());
         if got != sha256 {
             return Err(Error::BadRequest(format!(
                 "the body's sha256 is {got}, not {sha256}; nothing was kept"

@@ -1,25 +1,16 @@
-//! Reading results: curves of accuracy against α, and the checkpoints and datasets they belong to.
+//! Reading results: curves of accuracy against α, and the datasets they belong to.
 
-use crate::{
-    App, Error, Result, blobs,
-    error::found,
-    page::{self, Page},
-};
+use crate::{App, Result};
 use axum::{
     Json,
     extract::{Path, Query, State},
-    response::Response,
 };
 use causeway_protocol::{Alpha, Hits};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::collections::BTreeMap;
-use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
-
-/// Most checkpoints side by side.
-const COMPARE_MAX: usize = 5;
 
 /// Accuracy against α of one run on one dataset under one protocol.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -112,7 +103,6 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
              and ($3::text[] is null or r.checkpoint = any($3)) and ($4::text is null or c.protocol = $4)
              -- A run has only the points its spec asks for, also where others share its checkpoint or backbone.
              and r.spec -> 'evaluation' -> 'alphas' @> to_jsonb(p.alpha)
-             and (c.protocol like 'knn%')
            order by case rd.role when 'id' then 0 when 'target' then 1 else 2 end, rd.ordinal, d.digest,
                     r.method, r.seed, r.id, length(c.protocol), c.protocol, p.alpha"#,
         filter.experiment,
@@ -228,199 +218,6 @@ pub async fn get_run_curves(
     Ok(Json(Curves { curves: curves(&app.pool, &filter).await? }))
 }
 
-/// A checkpoint.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Checkpoint {
-    /// Digest: the sha256 of its file.
-    pub digest: String,
-    /// Digest of the θ0 it was made from.
-    pub backbone: String,
-    /// The method's word.
-    pub method: String,
-    /// Size of its file, bytes; null if the server does not hold it.
-    pub bytes: Option<i64>,
-    /// The run that made it, or the first that evaluated it.
-    pub run_id: Option<Uuid>,
-    /// When it was first seen.
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
-}
-
-/// Which checkpoints to list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointFilter {
-    /// At most so many, 1 to 500; 100 by default.
-    pub limit: Option<i64>,
-    /// The `next` of the page before.
-    pub cursor: Option<String>,
-}
-
-/// List checkpoints by digest.
-#[utoipa::path(get, path = "/api/v1/checkpoints", operation_id = "list_checkpoints", tag = "results",
-    params(CheckpointFilter), responses((status = 200, body = Page<Checkpoint>)))]
-pub async fn list_checkpoints(
-    State(app): State<App>,
-    Query(filter): Query<CheckpointFilter>,
-) -> Result<Json<Page<Checkpoint>>> {
-    let limit = page::limit(filter.limit)?;
-    let rows = sqlx::query_as!(
-        Checkpoint,
-        r#"select c.digest, c.backbone, c.method, b.bytes as "bytes?",
-                  (select r.id from run r where r.checkpoint = c.digest order by r.id limit 1) as run_id, c.created_at
-           from checkpoint c left join blob b on b.sha256 = c.digest
-           where $1::text is null or c.digest > $1 order by c.digest limit $2"#,
-        filter.cursor,
-        limit + 1
-    )
-    .fetch_all(&app.pool)
-    .await?;
-    Ok(Json(Page::new(rows, limit, |checkpoint| checkpoint.digest.clone())))
-}
-
-/// One checkpoint, by its digest or a unique beginning of it.
-#[utoipa::path(get, path = "/api/v1/checkpoints/{digest}", operation_id = "get_checkpoint", tag = "results",
-    params(("digest" = String, Path)), responses((status = 200, body = Checkpoint), (status = 404)))]
-pub async fn get_checkpoint_handler(
-    State(app): State<App>,
-    Path(digest): Path<String>,
-) -> Result<Json<Checkpoint>> {
-    get_checkpoint(&app.pool, &digest).await.map(Json)
-}
-
-/// Reads a checkpoint by its digest or a unique beginning of it.
-///
-/// # Errors
-/// 404 if there is none, 400 if the beginning is not unique or too short.
-pub async fn get_checkpoint(pool: &PgPool, digest: &str) -> Result<Checkpoint> {
-    let hex = digest.len() >= 6 && digest.len() <= 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
-    if !hex {
-        return Err(Error::BadRequest(format!("`{digest}` is no digest: give 6 to 64 of its hex digits")));
-    }
-    let mut rows = sqlx::query_as!(
-        Checkpoint,
-        r#"select c.digest, c.backbone, c.method, b.bytes as "bytes?",
-                  (select r.id from run r where r.checkpoint = c.digest order by r.id limit 1) as run_id, c.created_at
-           from checkpoint c left join blob b on b.sha256 = c.digest
-           where c.digest like $1 || '%' limit 2"#,
-        digest.to_ascii_lowercase()
-    )
-    .fetch_all(pool)
-    .await?;
-    if rows.len() > 1 {
-        return Err(Error::BadRequest(format!(
-            "several checkpoints begin with `{digest}`: give more digits"
-        )));
-    }
-    found(rows.pop(), || format!("no checkpoint {digest}"))
-}
-
-/// Download a checkpoint: a safetensors file.
-#[utoipa::path(get, path = "/api/v1/checkpoints/{digest}/file", operation_id = "download_checkpoint", tag = "results",
-    params(("digest" = String, Path)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404)))]
-pub async fn download_checkpoint(State(app): State<App>, Path(digest): Path<String>) -> Result<Response> {
-    let checkpoint = get_checkpoint(&app.pool, &digest).await?;
-    let mut response = blobs::get_blob(State(app), Path(checkpoint.digest.clone())).await?;
-    let name =
-        format!("attachment; filename=\"{}-{}.safetensors\"", checkpoint.method, &checkpoint.digest[..12]);
-    if let Ok(value) = name.parse() {
-        response.headers_mut().insert(axum::http::header::CONTENT_DISPOSITION, value);
-    }
-    Ok(response)
-}
-
-/// Which checkpoints to put side by side.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-pub struct CompareQuery {
-    /// Comma-separated digests, or unique beginnings of them; at most five, the first is the baseline.
-    pub checkpoints: String,
-    /// Only this protocol's curves.
-    pub protocol: Option<String>,
-}
-
-/// Checkpoints side by side.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Comparison {
-    /// The checkpoints in the order asked for.
-    pub checkpoints: Vec<Checkpoint>,
-    /// Their curves.
-    pub curves: Vec<Curve>,
-    /// Paths in the specs whose values are not all equal, with the value of each checkpoint's run.
-    pub differing: BTreeMap<String, Vec<Option<serde_json::Value>>>,
-}
-
-/// Compare checkpoints: their curves, and what differs in the specs that made them.
-#[utoipa::path(get, path = "/api/v1/compare", operation_id = "compare_checkpoints", tag = "results",
-    params(CompareQuery), responses((status = 200, body = Comparison), (status = 404)))]
-pub async fn compare_handler(
-    State(app): State<App>,
-    Query(query): Query<CompareQuery>,
-) -> Result<Json<Comparison>> {
-    let digests: Vec<&str> =
-        query.checkpoints.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
-    compare(&app.pool, &digests, query.protocol).await.map(Json)
-}
-
-/// Puts checkpoints side by side.
-///
-/// # Errors
-/// 400 for none or more than five, 404 for an unknown one.
-pub async fn compare(pool: &PgPool, digests: &[&str], protocol: Option<String>) -> Result<Comparison> {
-    if digests.is_empty() || digests.len() > COMPARE_MAX {
-        return Err(Error::BadRequest(format!("name 1 to {COMPARE_MAX} checkpoints")));
-    }
-    let mut checkpoints = Vec::new();
-    let mut specs = Vec::new();
-    for digest in digests {
-        let checkpoint = get_checkpoint(pool, digest).await?;
-        let spec = sqlx::query_scalar!(
-            "select spec from run where checkpoint = $1 order by id limit 1",
-            checkpoint.digest
-        )
-        .fetch_optional(pool)
-        .await?;
-        specs.push(spec.unwrap_or_default());
-        checkpoints.push(checkpoint);
-    }
-    let filter = CurveFilter {
-        checkpoints: Some(checkpoints.iter().map(|checkpoint| checkpoint.digest.clone()).collect()),
-        protocol,
-        ..CurveFilter::default()
-    };
-    Ok(Comparison { curves: curves(pool, &filter).await?, differing: differing(&specs), checkpoints })
-}
-
-/// The leaves in which documents differ, by path; lists are leaves.
-pub fn differing(documents: &[serde_json::Value]) -> BTreeMap<String, Vec<Option<serde_json::Value>>> {
-    let mut leaves: BTreeMap<String, Vec<Option<serde_json::Value>>> = BTreeMap::new();
-    for (index, document) in documents.iter().enumerate() {
-        flatten(document, String::new(), &mut |path, value| {
-            leaves.entry(path).or_insert_with(|| vec![None; documents.len()])[index] = Some(value.clone());
-        });
-    }
-    leaves.retain(|_, values| values.windows(2).any(|pair| pair[0] != pair[1]));
-    leaves
-}
-
-/// Visits the leaves of a document, each with its dotted path.
-pub fn flatten(
-    document: &serde_json::Value,
-    path: String,
-    visit: &mut impl FnMut(String, &serde_json::Value),
-) {
-    match document {
-        serde_json::Value::Object(fields) => {
-            for (name, value) in fields {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                flatten(value, path, visit);
-            }
-        }
-        leaf => visit(path, leaf),
-    }
-}
-
 /// A dataset that an evaluation has read.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Dataset {
@@ -457,19 +254,4 @@ pub async fn list_datasets(State(app): State<App>) -> Result<Json<Vec<Dataset>>>
     .fetch_all(&app.pool)
     .await?;
     Ok(Json(rows))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn only_the_leaves_that_differ_are_kept() {
-        let a = json!({"method": {"kind": "adapter", "rank": 8}, "seed": 0, "evaluation": {"k": [1, 5]}});
-        let b = json!({"method": {"kind": "film"}, "seed": 0, "evaluation": {"k": [1, 5]}});
-        let found = differing(&[a, b]);
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["method.kind", "method.rank"]);
-        assert_eq!(found["method.rank"], [Some(json!(8)), None]);
-    }
 }

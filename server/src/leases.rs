@@ -21,6 +21,8 @@ use uuid::Uuid;
 
 /// Longest a request is held open, milliseconds.
 const WAIT_MS_MAX: u64 = 30_000;
+/// Longest pause before a crashed run is tried again, seconds; the first is one second, and each doubles it.
+const PAUSE_MAX: f64 = 60.0;
 /// Most known points told with a lease; the rest is computed again, to the same values.
 const KNOWN_POINTS_MAX: i64 = 50_000;
 
@@ -352,5 +354,15 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     .execute(&mut *conn)
     .await?;
     sqlx::query!("delete from lease where id = $1", lease.id).execute(&mut *conn).await?;
+    if next == RunState::Queued {
+        let pause = 2f64.powi(run.attempts - 1).min(PAUSE_MAX);
+        sqlx::query!(
+            "update run set ready_at = now() + make_interval(secs => $2) where id = $1",
+            lease.run_id,
+            pause
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
     runs::change_state(conn, lease.run_id, next, &reason).await
 }

@@ -17,6 +17,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub mod auth;
 pub mod blobs;
+pub mod checkpoints;
 pub mod client;
 pub mod curves;
 pub mod database;
@@ -109,10 +110,10 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(metrics::export_metrics))
         .routes(routes!(metrics::get_logs))
         .routes(routes!(curves::get_run_curves))
-        .routes(routes!(curves::list_checkpoints))
-        .routes(routes!(curves::get_checkpoint_handler))
-        .routes(routes!(curves::download_checkpoint))
-        .routes(routes!(curves::compare_handler))
+        .routes(routes!(checkpoints::list_checkpoints))
+        .routes(routes!(checkpoints::get_checkpoint_handler))
+        .routes(routes!(checkpoints::download_checkpoint))
+        .routes(routes!(checkpoints::compare_handler))
         .routes(routes!(curves::list_datasets))
         .routes(routes!(workers::list_workers))
         .routes(routes!(scheduler::list_queue))

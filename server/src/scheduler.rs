@@ -124,8 +124,8 @@ async fn assign(conn: &mut PgConnection, lease_seconds: f64) -> Result<bool> {
         return Ok(false);
     }
     let ready = sqlx::query!(
-        r#"select id, phase, epoch, attempts, spec as "spec: Json<Spec>" from run where state = 'queued'
-           order by priority desc, queue_position, id limit $1 for update skip locked"#,
+        r#"select id, phase, epoch, attempts, spec as "spec: Json<Spec>" from run
+           where state = 'queued' and ready_at <= now() order by priority desc, queue_position, id limit $1 for update skip locked"#,
         PASS_MAX
     )
     .fetch_all(&mut *conn)
@@ -182,7 +182,7 @@ async fn free_devices(conn: &mut PgConnection, lease_seconds: f64) -> Result<Vec
     let rows = sqlx::query!(
         r#"select w.id, d.device as "device!", w.assets as "assets: Json<Vec<AssetSummary>>"
            from worker w join worker_pulse p on p.worker_id = w.id cross join lateral unnest(w.devices) d(device)
-           where p.seen_at > now() - make_interval(secs => $1)
+           where p.seen_at > now() - make_interval(secs => $1) and not w.draining
              and not exists (select from lease l where l.worker_id = w.id and l.device = d.device)
            order by w.registered_at, w.id, d.device"#,
         suspect_seconds(lease_seconds)
@@ -235,7 +235,8 @@ pub async fn list_queue(
 pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>> {
     let mut conn = pool.acquire().await.map_err(Error::from)?;
     let ready = sqlx::query!(
-        r#"select r.id, r.name, e.name as experiment, r.priority, r.spec as "spec: Json<Spec>"
+        r#"select r.id, r.name, e.name as experiment, r.priority, r.spec as "spec: Json<Spec>",
+                  ceil(extract(epoch from r.ready_at - now()))::int8 as "pause!"
            from run r join experiment e on e.id = r.experiment_id where r.state = 'queued'
            order by r.priority desc, r.queue_position, r.id limit $1"#,
         PASS_MAX
@@ -244,7 +245,7 @@ pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>>
     .await?;
     let workers = sqlx::query!(
         r#"select w.name, w.assets as "assets: Json<Vec<AssetSummary>>" from worker w
-           join worker_pulse p on p.worker_id = w.id where p.seen_at > now() - make_interval(secs => $1)"#,
+           join worker_pulse p on p.worker_id = w.id where p.seen_at > now() - make_interval(secs => $1) and not w.draining"#,
         suspect_seconds(lease_seconds)
     )
     .fetch_all(&mut *conn)
@@ -260,6 +261,9 @@ pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>>
             None => "no worker is ready: start one with `causeway-trainer work`".to_owned(),
             Some(missing) if !missing.is_empty() => {
                 format!("no ready worker holds {}", missing.join(", "))
+            }
+            Some(_) if run.pause > 0 => {
+                format!("its last attempt crashed; the next is due in {} s", run.pause)
             }
             Some(_) => {
                 ahead += 1;

@@ -28,7 +28,7 @@ pub struct Worker {
     pub host: String,
     /// Version of its trainer.
     pub version: String,
-    /// `ready`, `suspect` (silent for half a lease) or `lost` (for a whole one).
+    /// `ready`, `draining` (it takes no new work), `suspect` (silent for half a lease) or `lost` (for a whole one).
     pub state: String,
     /// Device names.
     pub devices: Vec<String>,
@@ -80,17 +80,25 @@ pub async fn register_worker(
     let assets = serde_json::to_value(&worker.assets).map_err(anyhow::Error::from)?;
     let mut tx = app.pool.begin().await?;
     sqlx::query!(
-        "insert into worker (id, name, host, version, devices, assets) values ($1, $2, $3, $4, $5, $6)
-         on conflict (id) do update set name = $2, host = $3, version = $4, devices = $5, assets = $6",
+        "insert into worker (id, name, host, version, devices, assets, draining) values ($1, $2, $3, $4, $5, $6, $7)
+         on conflict (id) do update
+         set name = $2, host = $3, version = $4, devices = $5, assets = $6, draining = $7",
         id,
         worker.name,
         worker.host,
         worker.version,
         &worker.devices,
-        assets
+        assets,
+        worker.draining
     )
     .execute(&mut *tx)
     .await?;
+    if worker.draining {
+        // What was assigned to it and not yet picked up goes to another at once.
+        sqlx::query!("update lease set expires_at = now() where worker_id = $1 and not delivered", id)
+            .execute(&mut *tx)
+            .await?;
+    }
     sqlx::query!(
         "insert into worker_pulse (worker_id) values ($1) on conflict (worker_id) do update set seen_at = now()",
         id
@@ -129,7 +137,8 @@ pub async fn list_workers(State(app): State<App>) -> Result<Json<Vec<Worker>>> {
 /// If the database does not answer.
 pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
     let rows = sqlx::query!(
-        r#"select w.id, w.name, w.host, w.version, w.devices, w.assets, w.registered_at, p.seen_at,
+        r#"select w.id, w.name, w.host, w.version, w.devices, w.assets, w.draining, w.registered_at,
+                  p.seen_at,
                   extract(epoch from now() - p.seen_at)::float8 as "silent!"
            from worker w join worker_pulse p on p.worker_id = w.id order by w.registered_at, w.id"#
     )
@@ -159,22 +168,23 @@ pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
             name: row.name,
             host: row.host,
             version: row.version,
-            state: state_after(row.silent, lease_seconds).as_str().to_owned(),
+            state: state_after(row.silent, row.draining, lease_seconds).as_str().to_owned(),
             devices: row.devices,
             assets: row.assets,
             registered_at: row.registered_at,
             seen_at: row.seen_at,
         })
         .collect();
-    let rank = |state: &str| ["suspect", "lost", "ready"].iter().position(|known| *known == state);
+    let rank =
+        |state: &str| ["suspect", "lost", "draining", "ready"].iter().position(|known| *known == state);
     workers.sort_by_key(|worker| rank(&worker.state));
     Ok(workers)
 }
 
 /// Suspect first, lost later: silence is not death.
-fn state_after(silent_seconds: f64, lease_seconds: f64) -> WorkerState {
+fn state_after(silent_seconds: f64, draining: bool, lease_seconds: f64) -> WorkerState {
     if silent_seconds <= scheduler::suspect_seconds(lease_seconds) {
-        WorkerState::Ready
+        if draining { WorkerState::Draining } else { WorkerState::Ready }
     } else if silent_seconds <= lease_seconds {
         WorkerState::Suspect
     } else {

@@ -1,6 +1,6 @@
 //! The queue: leases, fences, expiry, retries and cancels, with workers that only speak the protocol.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use causeway_tests::{FakeWorker, Server, spec};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -159,11 +159,17 @@ async fn crashes_are_tried_again_and_failures_are_not() -> Result<()> {
     let mut twice = spec();
     twice["max_attempts"] = json!(2);
     let id = server.submit(&twice).await?;
+    let mut ends = Vec::new();
     for _ in 0..2 {
         let held = worker.lease(5000).await?.unwrap();
         let end = json!({"outcome": "crashed", "reason": "killed by signal 9", "signal": 9});
         worker.post(&held, "finish", end).await?;
+        ends.push(Instant::now());
     }
+    assert!(
+        ends[1] - ends[0] >= Duration::from_millis(900),
+        "a crash loop must not burn its attempts at once"
+    );
     let run = server.get(&format!("/runs/{id}")).await?;
     assert_eq!(run["state"], "failed");
     assert_eq!(run["reason"], "killed by signal 9; all 2 attempts are used up");
@@ -174,6 +180,24 @@ async fn crashes_are_tried_again_and_failures_are_not() -> Result<()> {
     let run = server.get(&format!("/runs/{id}")).await?;
     assert_eq!((run["state"].as_str(), run["attempts"].as_i64()), (Some("failed"), Some(1)));
     assert_eq!(run["reason"], "loss became NaN at step 3");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_leaving_worker_gets_nothing_and_what_it_did_not_pick_up_goes_on() -> Result<()> {
+    let server = Server::start().await?;
+    let leaving = FakeWorker::register(&server, "leaving").await?;
+    let id = server.submit(&spec()).await?;
+    server.wait_for_run(&id, &["running"], 10).await?; // assigned, not picked up
+    leaving.drain().await?;
+    let staying = FakeWorker::register(&server, "staying").await?;
+    let held = staying.lease(5000).await?.context("the run of the worker that left")?;
+    assert_eq!(held.grant["run_id"], id.to_string());
+    let next = server.submit(&spec()).await?;
+    assert!(leaving.lease(1500).await?.is_none());
+    assert_eq!(server.get(&format!("/runs/{next}")).await?["state"], "queued");
+    let workers = server.get("/workers").await?;
+    assert_eq!(workers[0]["state"], "draining", "{workers}");
     Ok(())
 }
 

@@ -28,6 +28,11 @@ impl<'a> FakeWorker<'a> {
     /// If the server refuses.
     pub async fn register(server: &'a Server, name: &str) -> Result<FakeWorker<'a>> {
         let id = Uuid::now_v7();
+        Self::put(server, id, name, false).await?;
+        Ok(FakeWorker { server, id })
+    }
+
+    async fn put(server: &Server, id: Uuid, name: &str, draining: bool) -> Result<()> {
         let assets: Vec<Value> = ASSETS
             .iter()
             .map(|name| {
@@ -35,12 +40,21 @@ impl<'a> FakeWorker<'a> {
                        "digest": "0", "images": 100})
             })
             .collect();
-        let body = json!({"id": id, "name": name, "host": "here", "version": "0", "devices": ["cpu:0"], "assets": assets});
+        let body = json!({"id": id, "name": name, "host": "here", "version": "0", "devices": ["cpu:0"], "assets": assets,
+                          "draining": draining});
         let response = server.worker(Method::PUT, &format!("/workers/{id}"))?.json(&body).send().await?;
         if !response.status().is_success() {
             bail!("{}", response.text().await?);
         }
-        Ok(FakeWorker { server, id })
+        Ok(())
+    }
+
+    /// Says that this worker takes nothing more.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn drain(&self) -> Result<()> {
+        Self::put(self.server, self.id, "leaving", true).await
     }
 
     /// Asks for work, and waits for it.

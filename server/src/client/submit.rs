@@ -100,7 +100,7 @@ async fn upload(server: &Server, path: &Path) -> Result<String> {
         }
         hash.update(&buffer[..n]);
     }
-    let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = causeway_protocol::hex(&hash.finalize());
     let there = server.request(Method::HEAD, &format!("/blobs/{sha256}")).send().await;
     if there.is_ok_and(|answer| answer.status().is_success()) {
         return Ok(sha256);

@@ -152,6 +152,13 @@ pub struct LineKey {
     pub muted: bool,
 }
 
+impl LineKey {
+    /// The dash as an SVG attribute; nothing for a solid line.
+    pub fn dash_attribute(&self) -> String {
+        if self.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, self.dash) }
+    }
+}
+
 /// One dataset's panel.
 #[derive(Clone, Debug, Serialize)]
 pub struct Panel {

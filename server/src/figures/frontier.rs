@@ -158,8 +158,7 @@ fn draw_path(out: &mut String, path: &Path<'_>, scale: &Scale, guard: &str, goal
     let colour = if key.muted { "var(--ink-2)".to_owned() } else { format!("var(--s{})", key.look.slot) };
     let fill = if key.look.hollow { "var(--surface)" } else { &colour };
     let stroke = if key.look.hollow || key.look.marker.is_stroked() { 1.5 } else { 0.0 };
-    let dash =
-        if key.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, key.dash) };
+    let dash = key.dash_attribute();
     let corners: Vec<String> = path
         .places
         .iter()

@@ -240,8 +240,7 @@ fn draw_line(
     }
     if !line.points.is_empty() {
         let places: Vec<String> = line.points.iter().map(|p| at_place(p.alpha, p.mean)).collect();
-        let dash =
-            if key.dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{}""#, key.dash) };
+        let dash = key.dash_attribute();
         let width = if key.muted { 1.0 } else { layout.stroke };
         let _ = write!(
             out,
@@ -331,11 +330,7 @@ pub fn key_svg(key: Option<&LineKey>) -> String {
         String::from(r#"<svg class="sample" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">"#);
     match key {
         Some(key) => {
-            let dash = if key.dash.is_empty() {
-                String::new()
-            } else {
-                format!(r#" stroke-dasharray="{}""#, key.dash)
-            };
+            let dash = key.dash_attribute();
             let _ = write!(
                 out,
                 r#"<path d="M1,7H27" stroke="var(--s{})" stroke-width="2"{dash}/>"#,

@@ -86,11 +86,7 @@ fn draw_key(out: &mut String, figure: &AlphaFigure, width: f64) -> f64 {
         match key {
             Some(key) => {
                 let colour = Palette::Paper.colour(&format!("s{}", key.look.slot));
-                let dash = if key.dash.is_empty() {
-                    String::new()
-                } else {
-                    format!(r#" stroke-dasharray="{}""#, key.dash)
-                };
+                let dash = key.dash_attribute();
                 let _ = write!(
                     out,
                     r#"<path d="M{},{}h16" stroke="{colour}" stroke-width="1.2"{dash}/>"#,

@@ -19,9 +19,7 @@ pub fn address(name: &str) -> String {
 
 fn digest(name: &str) -> Option<String> {
     let file = Dist::get(name)?;
-    Some(
-        file.metadata.sha256_hash()[..6].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")),
-    )
+    Some(causeway_protocol::hex(&file.metadata.sha256_hash()[..6]))
 }
 
 /// `GET /assets/{name}`.

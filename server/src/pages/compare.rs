@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     App, Error, Result,
-    curves::{Comparison, compare},
+    checkpoints::{Comparison, compare},
     figures::{
         Difference, FigureOptions, View, difference_axis_svg, difference_svg, method_svg, role_word,
         shared_axis, signed,
@@ -380,10 +380,10 @@ fn accuracies(measured: &Measured, runs: &[Option<ComparedRun>]) -> Vec<Accuraci
 }
 
 fn spec_rows(specs: &[Value]) -> (Vec<SpecRow>, Vec<(String, String)>) {
-    let differing = crate::curves::differing(specs);
+    let differing = crate::checkpoints::differing(specs);
     let mut equal = Vec::new();
     if let Some(first) = specs.first() {
-        crate::curves::flatten(first, String::new(), &mut |path, value| {
+        crate::checkpoints::flatten(first, String::new(), &mut |path, value| {
             if !differing.contains_key(&path) && !spec_view::is_around(&path) {
                 equal.push((path, spec_view::words(value)));
             }

@@ -162,8 +162,7 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Asked {
 /// Renders a page. An unchanged one is not sent again: pages ask for news every two seconds.
 pub fn page(template: &impl Template, asked: &Asked) -> Result<Response> {
     let html = template.render().map_err(|error| Error::Internal(error.into()))?;
-    let digest =
-        Sha256::digest(&html)[..12].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let digest = causeway_protocol::hex(&Sha256::digest(&html)[..12]);
     // Weak: what travels is a compressed encoding of it.
     let etag = format!("W/\"{digest}\"");
     let mut response = if asked.etag.as_deref() == Some(etag.as_str()) {

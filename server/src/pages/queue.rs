@@ -70,7 +70,7 @@ async fn summary(pool: &PgPool, waiting: usize, lease_seconds: f64) -> Result<St
                   (select count(*) from lease) as "leased!",
                   (select coalesce(sum(cardinality(w.devices)), 0) from worker w
                      join worker_pulse p on p.worker_id = w.id
-                   where p.seen_at > now() - make_interval(secs => $1)) as "devices!""#,
+                   where p.seen_at > now() - make_interval(secs => $1) and not w.draining) as "devices!""#,
         scheduler::suspect_seconds(lease_seconds)
     )
     .fetch_one(pool)

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     App, Result,
-    curves::{CurveFilter, curves, get_checkpoint},
+    checkpoints::get_checkpoint,
+    curves::{CurveFilter, curves},
     figures::{FigureOptions, LossChart, View, loss_svg},
     metrics,
     runs::{self, Attempt, Run},

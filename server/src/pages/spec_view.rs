@@ -1,6 +1,6 @@
 //! A spec as people read it: its leaves by path, what was set apart from what was left at its default.
 
-use crate::curves::flatten;
+use crate::checkpoints::flatten;
 use causeway_protocol::Spec;
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ pub fn labels(specs: &[(&str, &Value)]) -> Vec<String> {
     let labels = specs.iter().map(|(method, spec)| {
         let peers: Vec<Value> =
             specs.iter().filter(|(m, _)| m == method).map(|(_, s)| (*s).clone()).collect();
-        let differing = crate::curves::differing(&peers);
+        let differing = crate::checkpoints::differing(&peers);
         let mut parts = vec![method.replace('_', " ")];
         for path in differing.keys().filter(|path| !is_around(path)).take(3) {
             let value = path.split('.').try_fold(*spec, |value, name| value.get(name));

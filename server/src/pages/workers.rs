@@ -46,7 +46,7 @@ struct Held {
 /// `GET /workers`.
 pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
     let list = crate::workers::workers(&app.pool, app.lease_seconds).await?;
-    let counts = ["suspect", "lost", "ready"].map(|state| {
+    let counts = ["suspect", "lost", "draining", "ready"].map(|state| {
         (state, i64::try_from(list.iter().filter(|worker| worker.state == state).count()).unwrap_or(0))
     });
     let runs: Vec<Uuid> = list.iter().flat_map(|worker| &worker.leases).map(|lease| lease.run_id).collect();

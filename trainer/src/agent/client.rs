@@ -2,8 +2,8 @@
 //! for ever: a control-plane error never ends a training process. Only a refusal reaches the caller.
 
 use crate::random::SplitMix64;
-use crate::weights::digest::hex;
 use anyhow::{Context, Result, ensure};
+use causeway_protocol::hex;
 use causeway_protocol::{
     EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, LeaseGrant, LeaseRequest,
     RegisterWorker, RenewedLease,

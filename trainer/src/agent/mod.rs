@@ -31,6 +31,8 @@ use uuid::Uuid;
 const LEASE_WAIT_MS: u64 = 10_000;
 /// How often the data folders are looked through for assets that came or went.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How long the server may take to hear that this worker is leaving; the attempts end meanwhile.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Wait after a request for work that was refused.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
@@ -100,6 +102,7 @@ impl Agent {
             version: VERSION.to_owned(),
             devices: work.devices,
             assets,
+            draining: false,
         };
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
@@ -113,6 +116,7 @@ impl Agent {
         agent.adopt()?;
         agent.serve(library).await;
         tracing::info!("ending");
+        agent.leave().await;
         while agent.tasks.join_next().await.is_some() {}
         Ok(())
     }
@@ -185,6 +189,16 @@ impl Agent {
                     Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot look for assets"),
                 },
             }
+        }
+    }
+
+    /// Says that this worker takes nothing more, so that what it gives back goes to another.
+    async fn leave(&mut self) {
+        self.worker.draining = true;
+        match tokio::time::timeout(LEAVE_PATIENCE, self.client.register(&self.worker)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(refusal)) => tracing::warn!(%refusal, "the server did not take the goodbye"),
+            Err(_) => tracing::warn!("the server does not answer; ending without a goodbye"),
         }
     }
 

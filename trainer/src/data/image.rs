@@ -1,7 +1,8 @@
 //! An image in memory, and how it gets there from a file: 8-bit RGB, alpha composited on white, grey repeated.
 
-use crate::weights::digest::{hex, sha256_hex};
+use crate::weights::digest::sha256_hex;
 use anyhow::{Context, Result, bail, ensure};
+use causeway_protocol::hex;
 use image::{DynamicImage, ImageReader, Limits};
 use sha2::{Digest, Sha256};
 use std::io::Cursor;

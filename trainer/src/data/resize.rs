@@ -138,7 +138,7 @@ fn vertical(image: &RgbImage, height: usize) -> RgbImage {
 mod tests {
     use super::*;
     use crate::random::SplitMix64;
-    use crate::weights::digest::hex;
+    use causeway_protocol::hex;
     use md5::{Digest, Md5};
 
     /// The top bytes of SplitMix64's stream.

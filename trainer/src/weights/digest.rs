@@ -1,16 +1,12 @@
 //! sha256 as the name of bytes.
 
+use causeway_protocol::hex;
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
 
 /// sha256 of `bytes`, 64 lower-case hex digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// Bytes as lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Passes bytes on and keeps their sha256 and number, so that a file is named without being read again.

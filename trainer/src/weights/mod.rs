@@ -82,7 +82,7 @@ impl Tensors {
             hash.update(format!("{name}\0{dtype}\0{:?}\0", tensor.size()));
             hash.update(safetensors::bytes_of(tensor)?);
         }
-        Ok(digest::hex(&hash.finalize()))
+        Ok(causeway_protocol::hex(&hash.finalize()))
     }
 }
 

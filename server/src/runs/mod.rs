@@ -1,25 +1,22 @@
-//! Runs: a spec comes in, and from then on the state changes in one function, by the table in the protocol.
+//! Runs as they are read and edited. A spec comes in through `submit`; from then on the state changes in one function
+//! of `state`.
 
-use crate::{
-    ApiJson, App, Error, Result, auth::Identity, error::found, estimate, estimate::Estimate, experiments,
-    page::Page, scheduler,
-};
+mod state;
+mod submit;
+
+pub use state::{cancel_run, change_state};
+pub use submit::{__path_create_run, CreatedRun, create_run, insert_run};
+
+use crate::{ApiJson, App, Error, Result, error::found, page::Page, scheduler};
 use axum::{
-    Extension, Json,
+    Json,
     extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode},
-    response::IntoResponse,
 };
-use causeway_protocol::{Kind, Method, Phase, Problem, RunState, Spec, WeightSource, parse_spec};
+use causeway_protocol::{Problem, RunState, Spec};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
-
-/// Longest Idempotency-Key, bytes.
-const IDEMPOTENCY_KEY_MAX: usize = 255;
 
 /// A run in a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -126,176 +123,6 @@ pub struct Attempt {
     /// When it ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
-}
-
-/// Answer to a POST of a run.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct CreatedRun {
-    /// The run.
-    #[serde(flatten)]
-    pub run: Run,
-    /// What it will cost.
-    pub estimate: Estimate,
-}
-
-/// Submit a run. The spec is answered with every default filled in. With an `Idempotency-Key`, sending it again
-/// answers the first run instead of making another.
-#[utoipa::path(post, path = "/api/v1/runs", operation_id = "create_run", tag = "runs", request_body = Spec,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Any text that names this submission")),
-    responses((status = 201, body = CreatedRun), (status = 200, body = CreatedRun, description = "Made earlier under this key"),
-        (status = 422, body = crate::error::ProblemDetails)))]
-pub async fn create_run(
-    State(app): State<App>,
-    Extension(identity): Extension<Identity>,
-    headers: HeaderMap,
-    ApiJson(document): ApiJson<serde_json::Value>,
-) -> Result<impl IntoResponse> {
-    let spec = parse_spec(document).map_err(Error::Invalid)?;
-    let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Some(key),
-        Some(_) => return Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
-    };
-    let (id, made) = insert_run(&app.pool, &spec, identity.token_id, key).await?;
-    app.wake.ring();
-    let run = get_run(&app, id).await?;
-    let estimate = estimate::estimate(&app.pool, &spec).await?;
-    let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(CreatedRun { run, estimate })))
-}
-
-/// Puts a run into the queue; the second value is false if the key named one already.
-///
-/// # Errors
-/// A key used for another spec, or a blob that is not there.
-pub async fn insert_run(
-    pool: &PgPool,
-    spec: &Spec,
-    token_id: Uuid,
-    key: Option<&str>,
-) -> Result<(Uuid, bool)> {
-    let document = serde_json::to_value(spec).map_err(anyhow::Error::from)?;
-    let body_sha256 = Sha256::digest(document.to_string());
-    let mut tx = pool.begin().await?;
-    if let Some(key) = key {
-        // Two submissions under one key must not both find nothing.
-        sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", format!("{token_id}/{key}"))
-            .execute(&mut *tx)
-            .await?;
-        let earlier = sqlx::query!(
-            "select run_id, body_sha256 from idempotency_key where token_id = $1 and key = $2",
-            token_id,
-            key
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
-        if let Some(earlier) = earlier {
-            if earlier.body_sha256 != body_sha256.as_slice() {
-                return Err(Error::Conflict(format!(
-                    "the Idempotency-Key `{key}` was used for another spec"
-                )));
-            }
-            return Ok((earlier.run_id, false));
-        }
-    }
-    refuse_missing_blobs(&mut tx, spec).await?;
-    let experiment_id = experiments::ensure_experiment(&mut tx, &spec.experiment).await?;
-    let id = Uuid::now_v7();
-    let phase = if spec.kind == Kind::Finetune { Phase::Train } else { Phase::Evaluate };
-    sqlx::query!(
-        "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority,
-                          max_attempts, note, tags)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', $9, $10, $11, $12, $13)",
-        id,
-        experiment_id,
-        spec.name,
-        spec.kind.as_str(),
-        spec.method.as_ref().map_or("evaluate", Method::as_str),
-        i64::try_from(spec.seed).map_err(anyhow::Error::from)?,
-        document,
-        variant(spec)?,
-        phase.as_str(),
-        spec.priority,
-        i32::try_from(spec.max_attempts).map_err(anyhow::Error::from)?,
-        spec.note,
-        &spec.tags,
-    )
-    .execute(&mut *tx)
-    .await?;
-    if let Some(key) = key {
-        sqlx::query!(
-            "insert into idempotency_key (token_id, key, body_sha256, run_id) values ($1, $2, $3, $4)",
-            token_id,
-            key,
-            body_sha256.as_slice(),
-            id
-        )
-        .execute(&mut *tx)
-        .await?;
-    }
-    tx.commit().await?;
-    Ok((id, true))
-}
-
-async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
-    let mut problems = Vec::new();
-    let ends =
-        [("weights.theta0", Some(&spec.weights.theta0)), ("weights.theta1", spec.weights.theta1.as_ref())];
-    for (field, source) in ends {
-        let Some(WeightSource::Blob(sha256)) = source else { continue };
-        let there =
-            sqlx::query_scalar!(r#"select exists (select from blob where sha256 = $1) as "there!""#, sha256)
-                .fetch_one(&mut *conn)
-                .await?;
-        if !there {
-            let rule =
-                "names a blob the server does not have: PUT it to /api/v1/blobs/{sha256} first".to_owned();
-            problems.push(Problem { field: format!("{field}.blob"), rule });
-        }
-    }
-    if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
-}
-
-/// Names what a line of a figure is: everything equal but the seed and the words around it.
-fn variant(spec: &Spec) -> Result<String> {
-    let mut bare = spec.clone();
-    (bare.seed, bare.priority, bare.max_attempts) = (0, 0, 0);
-    (bare.name, bare.note, bare.experiment) = (String::new(), String::new(), String::new());
-    bare.tags.clear();
-    let text = serde_json::to_string(&bare).map_err(anyhow::Error::from)?;
-    Ok(Sha256::digest(text)[..8].iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Changes a run's state: the only place that does. Ends set `finished_at`; a state that may not follow is a bug or a
-/// race that the caller lost, and changes nothing.
-///
-/// # Errors
-/// 409 if the table forbids the move.
-pub async fn change_state(conn: &mut PgConnection, id: Uuid, next: RunState, reason: &str) -> Result<()> {
-    let row =
-        sqlx::query!("select state from run where id = $1 for update", id).fetch_optional(&mut *conn).await?;
-    let state = found(row, || format!("no run {id}"))?.state;
-    let state: RunState = state.parse().map_err(anyhow::Error::msg)?;
-    if !state.may_become(next) {
-        return Err(Error::Conflict(format!("a {state} run cannot become {next}")));
-    }
-    sqlx::query!(
-        "update run set state = $2, reason = $3,
-                started_at = case when $2 = 'running' then coalesce(started_at, now()) else started_at end,
-                finished_at = case when $4 then now() end
-         where id = $1",
-        id,
-        next.as_str(),
-        reason,
-        next.is_terminal(),
-    )
-    .execute(&mut *conn)
-    .await?;
-    if next.is_terminal() {
-        // Nothing resumes from here any more; the blobs are swept later.
-        sqlx::query!("delete from resume_state where run_id = $1", id).execute(conn).await?;
-    }
-    Ok(())
 }
 
 /// Which runs to list.
@@ -476,27 +303,4 @@ pub async fn update_run(
 pub async fn cancel_run_handler(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
     cancel_run(&app, id).await?;
     get_run(&app, id).await.map(Json)
-}
-
-/// Cancels a run.
-///
-/// # Errors
-/// 404 if there is none, 409 if it has ended.
-pub async fn cancel_run(app: &App, id: Uuid) -> Result<()> {
-    let mut tx = app.pool.begin().await?;
-    let row =
-        sqlx::query!("select state from run where id = $1 for update", id).fetch_optional(&mut *tx).await?;
-    let state: RunState = found(row, || format!("no run {id}"))?.state.parse().map_err(anyhow::Error::msg)?;
-    match state {
-        RunState::Queued => change_state(&mut tx, id, RunState::Cancelled, "cancelled while queued").await?,
-        RunState::Running => {
-            sqlx::query!("update run set cancel_requested = true where id = $1", id)
-                .execute(&mut *tx)
-                .await?;
-        }
-        ended => return Err(Error::Conflict(format!("the run has {ended} already"))),
-    }
-    tx.commit().await?;
-    app.wake.ring();
-    Ok(())
 }

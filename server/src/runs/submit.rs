@@ -1,0 +1,157 @@
+//! A spec comes in: checked, given every default, and put into the queue once, however often it is sent.
+
+use super::{Run, get_run};
+use crate::{ApiJson, App, Error, Result, auth::Identity, estimate, estimate::Estimate, experiments};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::IntoResponse,
+};
+use causeway_protocol::{Kind, Method, Phase, Problem, Spec, WeightSource, hex, parse_spec};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use sqlx::{PgConnection, PgPool};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Longest Idempotency-Key, bytes.
+const IDEMPOTENCY_KEY_MAX: usize = 255;
+
+/// Answer to a POST of a run.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CreatedRun {
+    /// The run.
+    #[serde(flatten)]
+    pub run: Run,
+    /// What it will cost.
+    pub estimate: Estimate,
+}
+
+/// Submit a run. The spec is answered with every default filled in. With an `Idempotency-Key`, sending it again
+/// answers the first run instead of making another.
+#[utoipa::path(post, path = "/api/v1/runs", operation_id = "create_run", tag = "runs", request_body = Spec,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Any text that names this submission")),
+    responses((status = 201, body = CreatedRun), (status = 200, body = CreatedRun, description = "Made earlier under this key"),
+        (status = 422, body = crate::error::ProblemDetails)))]
+pub async fn create_run(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+    headers: HeaderMap,
+    ApiJson(document): ApiJson<serde_json::Value>,
+) -> Result<impl IntoResponse> {
+    let spec = parse_spec(document).map_err(Error::Invalid)?;
+    let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
+        None => None,
+        Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Some(key),
+        Some(_) => return Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
+    };
+    let (id, made) = insert_run(&app.pool, &spec, identity.token_id, key).await?;
+    app.wake.ring();
+    let run = get_run(&app, id).await?;
+    let estimate = estimate::estimate(&app.pool, &spec).await?;
+    let status = if made { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(CreatedRun { run, estimate })))
+}
+
+/// Puts a run into the queue; the second value is false if the key named one already.
+///
+/// # Errors
+/// A key used for another spec, or a blob that is not there.
+pub async fn insert_run(
+    pool: &PgPool,
+    spec: &Spec,
+    token_id: Uuid,
+    key: Option<&str>,
+) -> Result<(Uuid, bool)> {
+    let document = serde_json::to_value(spec).map_err(anyhow::Error::from)?;
+    let body_sha256 = Sha256::digest(document.to_string());
+    let mut tx = pool.begin().await?;
+    if let Some(key) = key {
+        // Two submissions under one key must not both find nothing.
+        sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", format!("{token_id}/{key}"))
+            .execute(&mut *tx)
+            .await?;
+        let earlier = sqlx::query!(
+            "select run_id, body_sha256 from idempotency_key where token_id = $1 and key = $2",
+            token_id,
+            key
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(earlier) = earlier {
+            if earlier.body_sha256 != body_sha256.as_slice() {
+                return Err(Error::Conflict(format!(
+                    "the Idempotency-Key `{key}` was used for another spec"
+                )));
+            }
+            return Ok((earlier.run_id, false));
+        }
+    }
+    refuse_missing_blobs(&mut tx, spec).await?;
+    let experiment_id = experiments::ensure_experiment(&mut tx, &spec.experiment).await?;
+    let id = Uuid::now_v7();
+    let phase = if spec.kind == Kind::Finetune { Phase::Train } else { Phase::Evaluate };
+    sqlx::query!(
+        "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority,
+                          max_attempts, note, tags)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', $9, $10, $11, $12, $13)",
+        id,
+        experiment_id,
+        spec.name,
+        spec.kind.as_str(),
+        spec.method.as_ref().map_or("evaluate", Method::as_str),
+        i64::try_from(spec.seed).map_err(anyhow::Error::from)?,
+        document,
+        variant(spec)?,
+        phase.as_str(),
+        spec.priority,
+        i32::try_from(spec.max_attempts).map_err(anyhow::Error::from)?,
+        spec.note,
+        &spec.tags,
+    )
+    .execute(&mut *tx)
+    .await?;
+    if let Some(key) = key {
+        sqlx::query!(
+            "insert into idempotency_key (token_id, key, body_sha256, run_id) values ($1, $2, $3, $4)",
+            token_id,
+            key,
+            body_sha256.as_slice(),
+            id
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    tx.commit().await?;
+    Ok((id, true))
+}
+
+async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
+    let mut problems = Vec::new();
+    let ends =
+        [("weights.theta0", Some(&spec.weights.theta0)), ("weights.theta1", spec.weights.theta1.as_ref())];
+    for (field, source) in ends {
+        let Some(WeightSource::Blob(sha256)) = source else { continue };
+        let there =
+            sqlx::query_scalar!(r#"select exists (select from blob where sha256 = $1) as "there!""#, sha256)
+                .fetch_one(&mut *conn)
+                .await?;
+        if !there {
+            let rule =
+                "names a blob the server does not have: PUT it to /api/v1/blobs/{sha256} first".to_owned();
+            problems.push(Problem { field: format!("{field}.blob"), rule });
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
+}
+
+/// Names what a line of a figure is: everything equal but the seed and the words around it.
+fn variant(spec: &Spec) -> Result<String> {
+    let mut bare = spec.clone();
+    (bare.seed, bare.priority, bare.max_attempts) = (0, 0, 0);
+    (bare.name, bare.note, bare.experiment) = (String::new(), String::new(), String::new());
+    bare.tags.clear();
+    let text = serde_json::to_string(&bare).map_err(anyhow::Error::from)?;
+    Ok(hex(&Sha256::digest(text)[..8]))
+}

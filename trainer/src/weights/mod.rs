@@ -5,8 +5,10 @@ pub mod digest;
 pub mod initial;
 pub mod interpolate;
 pub mod names;
+pub mod pickle;
 pub mod resume;
 pub mod safetensors;
+pub mod torch;
 
 use crate::models::vit::VitConfig;
 use anyhow::{Context, Result, ensure};

@@ -79,6 +79,20 @@ pub enum Feature {
     Cls,
 }
 
+/// How an encoder's position table is resized for images of another size. All are bicubic with corners not aligned, and
+/// all leave the table as it is at its own size; elsewhere their features differ visibly.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// To the grid's size itself: Hugging Face's.
+    #[default]
+    HfSize,
+    /// By the factor (size + 0.1) / table, which shifts where the kernel samples: DINO's and DINOv2's own.
+    DinoScaleOffset,
+    /// To the grid's size, smoothed where it shrinks: timm's.
+    TimmAntialias,
+}
+
 /// Arithmetic of the forward pass.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

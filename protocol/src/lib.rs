@@ -11,7 +11,7 @@ mod state;
 mod validate;
 
 pub use alpha::Alpha;
-pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Preprocess, Protocol, Role};
+pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Positions, Preprocess, Protocol, Role};
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream, hex};
 pub use lease::{

@@ -2,7 +2,7 @@
 //! embedding of its caption agree. A run stopped at any step and resumed ends with the same bits.
 
 use crate::methods;
-use crate::models::vit::{self, Vit};
+use crate::models::vit::Vit;
 use crate::objectives::contrastive::Heads;
 use crate::optim::{self, AdamW};
 use crate::order::Order;
@@ -84,7 +84,7 @@ pub fn train(run: TrainRun) -> Result<BlobRef> {
         let pixels = run.pairs.pixels(&indices, training.flip.then(|| order.mirrored(step)))?;
         let (embeddings, captions) = run.pairs.text(&indices);
 
-        let features = learner.vit.features(&learner.tensors, &vit::normalise(&pixels)); // [batch, dim]
+        let features = learner.vit.features(&learner.tensors, &learner.vit.config.normalise(&pixels)); // [batch, dim]
         let loss =
             learner.heads.loss(&features, &embeddings, &captions) * recipe.objective.contrastive.weight;
         let mut gradients = learner.optimiser.gradients(&loss)?;
@@ -161,7 +161,7 @@ impl Learner {
             tensors.insert(name, value);
         }
         let text_dim = run.pairs.embeddings.size()[1];
-        let start = Heads::new(config.dim, text_dim, &recipe.objective.contrastive, recipe.seed);
+        let start = Heads::new(config.feature_dim(), text_dim, &recipe.objective.contrastive, recipe.seed);
         let mut head = |name: &str, start: &Tensor| {
             optimiser.train(
                 &format!("heads/{name}"),
@@ -185,7 +185,7 @@ impl Learner {
                 step
             }
         };
-        let vit = Vit { config: config.clone(), method: method.clone() };
+        let vit = Vit::new(config, method);
         Ok((Learner { vit, tensors, heads, optimiser, added_theta0: added.theta0, origin }, begin))
     }
 

@@ -6,7 +6,6 @@ use super::knn::{self, Question};
 use crate::data::asset::{AssetKind, Library};
 use crate::data::dataset::{Dataset, Labelled, Source};
 use crate::data::pixels;
-use crate::models::vit;
 use crate::weights::interpolate::{Encoder, Line};
 use anyhow::{Context, Result};
 use causeway_protocol::{
@@ -143,7 +142,8 @@ impl Sweep<'_> {
         let mut features: Vec<Vec<Tensor>> =
             encoders.iter().map(|_| Vec::with_capacity(batches.len())).collect();
         for (at, batch) in batches.iter().enumerate() {
-            let pixels = vit::normalise(&pixels::batch(batch.iter().copied(), how, size)?); // [batch, 3, size, size]
+            let pixels = pixels::batch(batch.iter().copied(), how, size)?;
+            let pixels = self.line.config().normalise(&pixels); // [batch, 3, size, size]
             for (encoder, features) in encoders.iter().zip(&mut features) {
                 features.push(encoder.features(&pixels));
                 let doing = || format!("{}, batch {} of {}", dataset.title, at + 1, batches.len());

@@ -107,7 +107,7 @@ mod tests {
                 let mut tensors = backbone.tensors.share();
                 let start = added(method, &backbone.config, 7).start;
                 tensors.extend(start.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-                let vit = Vit { config: backbone.config.clone(), method: method.clone() };
+                let vit = Vit::new(&backbone.config, method);
                 assert!(bitwise_equal(&vit.features(&tensors, &pixels), &bare), "{method:?}");
             }
         }

@@ -1,8 +1,9 @@
 //! WiSE-FT (arXiv 2109.01903, §3): the straight line θ_α = (1 − α)·θ0 + α·θ1 between two sets of weights.
 
-use super::{Backbone, Tensors, bitwise_equal, checkpoint, names, safetensors};
+use super::source::{self, Hints};
+use super::{Backbone, Tensors, bitwise_equal, checkpoint};
 use crate::methods;
-use crate::models::vit::Vit;
+use crate::models::vit::{Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, Method};
 use std::path::Path;
@@ -51,17 +52,18 @@ impl Line {
     /// # Errors
     /// A damaged file, a checkpoint of another backbone, weights of another shape.
     pub fn open(backbone: &Backbone, theta1: &Path) -> Result<Line> {
-        let file = safetensors::read(theta1)?;
+        // Of the same function as θ0: an activation that the file does not tell is θ0's.
+        let hints = Hints { activation: Some(backbone.config.activation), ..Hints::default() };
+        let source = source::read(theta1, &hints)?;
         let context = || format!("reading weights {}", theta1.display());
-        if checkpoint::is_checkpoint(&file.metadata) {
-            let checkpoint = checkpoint::parse(file, backbone).with_context(context)?;
+        if checkpoint::is_checkpoint(&source.contents.metadata) {
+            let checkpoint = checkpoint::parse(source.contents, backbone).with_context(context)?;
             let method = checkpoint.recipe.method;
             return Line::new(backbone, method, checkpoint.theta1, checkpoint.theta0, checkpoint.digest)
                 .with_context(context);
         }
-        let digest = file.sha256;
-        let (tensors, _) = names::canonical(file.tensors).with_context(context)?;
-        let other = Backbone::new(tensors).with_context(context)?;
+        let digest = source.contents.sha256.clone();
+        let other = Backbone::of(source).with_context(context)?;
         ensure!(
             other.config == backbone.config,
             "{} holds {:?}, the backbone is {:?}",
@@ -113,13 +115,18 @@ impl Line {
                 moved.push(name.to_owned());
             }
         }
-        let vit = Vit { config: backbone.config.clone(), method };
+        let vit = Vit::new(&backbone.config, &method);
         Ok(Line { vit, theta0, theta1: ends, bare: backbone.tensors.share(), moved, digest })
     }
 
     /// The checkpoint's digest: the sha256 of the file θ1 came from.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The encoder's architecture, which is the backbone's.
+    pub fn config(&self) -> &VitConfig {
+        &self.vit.config
     }
 
     /// The method at θ1's end; `full` for a full set of weights.
@@ -169,7 +176,7 @@ fn mix(a: &Tensor, b: &Tensor, alpha: Alpha) -> Tensor {
 mod tests {
     use super::*;
     use crate::models::vit::tiny;
-    use crate::weights::initial;
+    use crate::weights::{initial, safetensors};
     use causeway_protocol::AdapterInit;
     use std::collections::BTreeMap;
 

@@ -8,9 +8,10 @@ pub mod names;
 pub mod pickle;
 pub mod resume;
 pub mod safetensors;
+pub mod source;
 pub mod torch;
 
-use crate::models::vit::VitConfig;
+use crate::models::vit::{Known, VitConfig};
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -121,41 +122,71 @@ pub fn bitwise_equal(a: &Tensor, b: &Tensor) -> bool {
 /// The pretrained encoder, θ0.
 #[derive(Debug)]
 pub struct Backbone {
-    /// Its architecture, read off the shapes.
+    /// Its architecture, read off the shapes and what the file tells beside them.
     pub config: VitConfig,
     /// θ0 under canonical names, f32.
     pub tensors: Tensors,
-    /// [`Tensors::digest`] of θ0: the backbone's identity.
+    /// The backbone's identity: [`Tensors::digest`] of θ0, and over that what decides its function besides shapes
+    /// where it is not the usual ([`VitConfig::beyond_shapes`]).
     pub digest: String,
+    /// MAE's decoder under the original's names, where the file holds one. No part of θ0 or its identity.
+    pub decoder: Tensors,
     /// Keys of the file that no part of the encoder uses, such as a classifier.
     pub ignored: Vec<String>,
 }
 
 impl Backbone {
-    /// Reads θ0 from a safetensors file in any naming that [`names`] knows.
+    /// Reads θ0 from a file that [`source`] reads in any naming that [`names`] knows.
     ///
     /// # Errors
-    /// A file that cannot be read, or keys that are unknown, missing or misshapen: all of them are listed.
+    /// A file that cannot be read, keys that are unknown, missing or misshapen (all of them are listed), or CLIP's
+    /// weights whose activation nothing tells.
     pub fn read(path: &Path) -> Result<Backbone> {
-        let file = safetensors::read(path)?;
-        let (tensors, ignored) =
-            names::canonical(file.tensors).with_context(|| format!("reading weights {}", path.display()))?;
-        let backbone =
-            Backbone::new(tensors).with_context(|| format!("reading weights {}", path.display()))?;
-        Ok(Backbone { ignored, ..backbone })
+        Backbone::read_with(path, &source::Hints::default())
+    }
+
+    /// The same, for a file that does not tell all by itself.
+    ///
+    /// # Errors
+    /// As [`Backbone::read`]; and hints that contradict the file.
+    pub fn read_with(path: &Path, hints: &source::Hints) -> Result<Backbone> {
+        let source = source::read(path, hints)?;
+        Backbone::of(source).with_context(|| format!("reading weights {}", path.display()))
+    }
+
+    /// The backbone in a file that has been read.
+    ///
+    /// # Errors
+    /// As [`Backbone::read`].
+    pub fn of(source: source::Source) -> Result<Backbone> {
+        let named = names::canonical(source.contents.tensors)?;
+        let backbone = Backbone::with(named.encoder, source.known)?;
+        let ignored = named.ignored.into_iter().chain(source.others).collect();
+        Ok(Backbone { decoder: named.decoder, ignored, ..backbone })
     }
 
     /// A backbone of tensors under canonical names.
     ///
     /// # Errors
-    /// Keys that are unknown, missing or misshapen, or values that are not finite.
+    /// As [`Backbone::with`].
     pub fn new(tensors: Tensors) -> Result<Backbone> {
-        let config = VitConfig::infer(&tensors)?;
+        Backbone::with(tensors, Known::default())
+    }
+
+    /// A backbone of tensors under canonical names and what is known besides their shapes.
+    ///
+    /// # Errors
+    /// Keys that are unknown, missing or misshapen, values that are not finite, CLIP's weights without an activation.
+    pub fn with(tensors: Tensors, known: Known) -> Result<Backbone> {
+        let config = VitConfig::infer(&tensors, known)?;
         for (name, tensor) in tensors.iter() {
             ensure!(is_finite(tensor), "{name} holds values that are not finite");
         }
-        let digest = tensors.digest()?;
-        Ok(Backbone { config, tensors, digest, ignored: Vec::new() })
+        let digest = match config.beyond_shapes() {
+            usual if usual.is_empty() => tensors.digest()?,
+            beyond => digest::sha256_hex(format!("{}\0{beyond}", tensors.digest()?).as_bytes()),
+        };
+        Ok(Backbone { config, tensors, digest, decoder: Tensors::new(), ignored: Vec::new() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A sweep over a small random encoder: its rows are single runs, bit for bit, and known points are left out.
 
 use super::*;
+use crate::models::vit::tiny;
 use crate::random::SplitMix64;
 use crate::weights::{Backbone, Tensors, bitwise_equal, safetensors};
 use causeway_protocol::{EvaluatedDataset, Preprocess, Role};
@@ -16,7 +17,7 @@ struct Fixture {
 impl Fixture {
     /// Two datasets of noise, one of them scored against itself, and a θ1 in which one block has moved.
     fn new() -> Fixture {
-        let backbone = vit::tiny(true);
+        let backbone = tiny(true);
         let moved = |(name, tensor): (&str, &Tensor)| {
             let value =
                 if name.starts_with("blocks.1") { tensor * 1.5 + 0.25 } else { tensor.shallow_clone() };

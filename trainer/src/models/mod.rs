@@ -2,4 +2,5 @@
 //! them whatever weights they hold.
 
 pub mod bert;
+pub mod mae;
 pub mod vit;

@@ -4,3 +4,6 @@
 pub mod bert;
 pub mod mae;
 pub mod vit;
+
+#[cfg(test)]
+mod golden;

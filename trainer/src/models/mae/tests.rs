@@ -1,4 +1,5 @@
 use super::*;
+use crate::models::golden;
 use crate::models::vit::{Vit, tiny};
 use crate::reference::assert_near;
 use crate::weights::{Backbone, bitwise_equal};
@@ -157,4 +158,29 @@ fn a_decoder_that_does_not_fit_is_an_error_that_lists_what_is_wrong() {
     );
     let config = DecoderConfig::new(&encoder, 32, 2, 16).unwrap();
     assert!(config.check_image_size(56).is_ok() && config.check_image_size(112).is_err());
+}
+
+#[test]
+fn loss_and_gradient_are_those_of_hugging_face() {
+    let config =
+        VitConfig { dim: 64, depth: 2, heads: 1, mlp_dim: 128, patch: 8, grid: 4, ..VitConfig::default() };
+    let decoder = DecoderConfig::new(&config, 32, 2, 16).unwrap();
+    let tensors = golden::weights(config.shapes().into_iter().chain(decoder.shapes()));
+    let pixels = golden::pixels(2, 32, 32);
+    let mask = random_masking(&golden::seeded("noise", &[2, 16], 0.25), 4);
+    let tokens = Vit::bare(&config).tokens(&tensors, &pixels, Some(&mask.visible));
+    let prediction = decoder.decode(&tensors, &tokens, &mask).set_requires_grad(true);
+    for (case, norm_pix) in [("pixels", false), ("normalised", true)] {
+        let of = |what: &str| golden::numbers(&format!("mae.{case}.{what}"));
+        let loss = loss(&prediction, &target(&pixels, 8, norm_pix), &mask);
+        let gradient = &Tensor::run_backward(&[&loss], &[&prediction], false, false)[0];
+        // Sums of some hundred f32 terms in another order; gradients are smaller by 2 / (24 · 192).
+        assert_near(&loss, &of("loss"), 1e-5);
+        assert_near(&prediction.flatten(0, -1).narrow(0, 0, 6), &of("prediction.first"), 1e-5);
+        assert_near(&prediction.norm(), &of("prediction.norm"), 1e-4);
+        let removed = of("first_removed")[0] as i64;
+        assert_eq!(mask.removed.double_value(&[0, removed]), 1.0);
+        assert_near(&gradient.select(0, 0).select(0, removed).narrow(0, 0, 6), &of("gradient.first"), 1e-8);
+        assert_near(&gradient.norm(), &of("gradient.norm"), 1e-7);
+    }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::models::golden;
 use crate::reference::{assert_near, image, model, numbers};
 use crate::weights::{Backbone, bitwise_equal, initial};
 
@@ -126,5 +127,40 @@ fn half_precision_goes_through_in_its_own_dtype() {
                 }
             }
         }
+    }
+}
+
+/// Panics unless the values begin and are as long as a golden's. Sums of some hundred f32 terms in another order.
+fn assert_golden(values: &Tensor, path: &str) {
+    let flat = values.flatten(0, -1);
+    assert_near(&flat.narrow(0, 0, 6), &golden::numbers(&format!("{path}.first")), 1e-5);
+    assert_near(&flat.norm(), &golden::numbers(&format!("{path}.norm")), 5e-5);
+}
+
+#[test]
+fn features_and_tokens_are_timm_s_under_each_rule_for_positions() {
+    let config = golden::encoder();
+    let tensors = golden::weights(config.shapes());
+    let vit = Vit::bare(&config);
+    let (native, other) = (golden::pixels(1, 56, 56), golden::pixels(1, 42, 70));
+    for (rule, name) in [
+        (Positions::HfSize, "hf_size"),
+        (Positions::DinoScaleOffset, "dino_scale_offset"),
+        (Positions::TimmAntialias, "timm_antialias"),
+    ] {
+        let vit = vit.clone().with_positions(rule);
+        assert_golden(&vit.features(&tensors, &native), "dino.native");
+        assert_golden(&vit.features(&tensors, &other), &format!("dino.{name}"));
+    }
+    assert_golden(&vit.tokens(&tensors, &native, None).narrow(1, 5, 12), "dino.tokens");
+}
+
+#[test]
+fn projected_features_are_open_clip_s_with_either_activation() {
+    for activation in [Activation::Gelu, Activation::QuickGelu] {
+        let clip = tiny_clip(activation).config;
+        let tensors = golden::weights(clip.shapes());
+        let feature = Vit::bare(&clip).features(&tensors, &golden::pixels(1, 56, 56));
+        assert_golden(&feature, &format!("clip.{}", activation.as_str()));
     }
 }

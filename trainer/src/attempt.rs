@@ -211,7 +211,7 @@ impl<'a> Attempt<'a> {
             WeightSource::Asset(name) => {
                 let asset = self.library.get(name, AssetKind::Weights)?;
                 asset.verify()?;
-                Ok(asset.file_ending(".safetensors", "model.safetensors"))
+                Ok(asset.weights_file())
             }
             WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
             WeightSource::File(path) => {

@@ -6,6 +6,9 @@ use causeway_trainer::agent::{self, Work};
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
 use causeway_trainer::local::Local;
+use causeway_trainer::models::vit::Activation;
+use causeway_trainer::weights::convert::Convert;
+use causeway_trainer::weights::source::Hints;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +36,9 @@ enum Command {
         #[arg(long)]
         theta1: Option<PathBuf>,
     },
+    /// Make an asset of published weights: DINO's, DINOv2's, MAE's, CLIP's, timm's or Hugging Face's, as .safetensors,
+    /// .pth, .pt or .bin.
+    Convert(ConvertArgs),
     /// What is under the data folders.
     #[command(subcommand)]
     Data(DataCommand),
@@ -91,6 +97,42 @@ impl WorkArgs {
 }
 
 #[derive(Args)]
+struct ConvertArgs {
+    /// The file of weights.
+    #[arg(value_name = "SOURCE")]
+    file: PathBuf,
+    /// Folder of the new asset; it must not exist yet.
+    #[arg(long)]
+    out: PathBuf,
+    /// Name of the asset, as specs have it.
+    #[arg(long)]
+    name: String,
+    /// Title in figures; the name if not given.
+    #[arg(long)]
+    title: Option<String>,
+    /// Licence of the weights, SPDX where possible.
+    #[arg(long)]
+    licence: Option<String>,
+    /// Where the weights come from; the file's name if not given.
+    #[arg(long)]
+    source: Option<String>,
+    /// Key of the state dict in a checkpoint that holds several, such as `teacher` or `student`.
+    #[arg(long)]
+    key: Option<String>,
+    /// Activation of CLIP's weights where nothing beside the file tells it: `quick_gelu` for OpenAI's, `gelu` for most
+    /// others.
+    #[arg(long, value_parser = Activation::parse)]
+    activation: Option<Activation>,
+}
+
+impl ConvertArgs {
+    fn convert(self) -> Convert {
+        let ConvertArgs { file, out, name, title, licence, source, key, activation } = self;
+        Convert { file, out, name, title, licence, source, hints: Hints { key, activation } }
+    }
+}
+
+#[derive(Args)]
 struct LocalArgs {
     /// The spec, TOML.
     spec: PathBuf,
@@ -128,6 +170,7 @@ fn main() -> ExitCode {
         }
         Command::Train(args) => args.local(Kind::Finetune, None).run(),
         Command::Evaluate { local, theta1 } => local.local(Kind::Evaluate, theta1).run(),
+        Command::Convert(args) => args.convert().run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),
     };
     match done {

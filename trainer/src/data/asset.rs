@@ -250,6 +250,13 @@ impl Asset {
         self.path(listed.map_or(expected, |file| &file.path))
     }
 
+    /// The file of an asset of weights: safetensors if it has such a file, else torch's.
+    pub fn weights_file(&self) -> PathBuf {
+        let listed = |ending: &&str| self.manifest.files.iter().any(|file| file.path.ends_with(*ending));
+        let ending = [".safetensors", ".pth", ".pt", ".bin"].into_iter().find(|ending| listed(&ending));
+        self.file_ending(ending.unwrap_or(".safetensors"), "model.safetensors")
+    }
+
     /// Checks that the listed files are there.
     pub fn check_presence(&self) -> Result<()> {
         self.manifest.files.iter().try_for_each(|file| self.size(file).map(drop))

@@ -5,7 +5,7 @@ use super::{Backbone, Tensors, bitwise_equal, checkpoint};
 use crate::methods;
 use crate::models::vit::{Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
-use causeway_protocol::{Alpha, Method};
+use causeway_protocol::{Alpha, Method, Positions};
 use std::path::Path;
 use tch::Tensor;
 
@@ -124,6 +124,11 @@ impl Line {
         &self.digest
     }
 
+    /// The same line under another rule for the position table.
+    pub fn with_positions(self, positions: Positions) -> Line {
+        Line { vit: self.vit.with_positions(positions), ..self }
+    }
+
     /// The encoder's architecture, which is the backbone's.
     pub fn config(&self) -> &VitConfig {
         &self.vit.config
@@ -158,7 +163,10 @@ impl Line {
     /// The encoder at α. At α = 0 it is the bare backbone, without the method: it belongs to no run.
     pub fn encoder(&self, alpha: Alpha) -> Encoder {
         match alpha {
-            Alpha::ZERO => Encoder { vit: Vit::bare(&self.vit.config), tensors: self.bare.share() },
+            Alpha::ZERO => {
+                let vit = Vit::bare(&self.vit.config).with_positions(self.vit.positions);
+                Encoder { vit, tensors: self.bare.share() }
+            }
             _ => Encoder { vit: self.vit.clone(), tensors: self.at(alpha) },
         }
     }
@@ -175,7 +183,7 @@ fn mix(a: &Tensor, b: &Tensor, alpha: Alpha) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::vit::tiny;
+    use crate::models::vit::{Activation, tiny, tiny_clip};
     use crate::weights::{initial, safetensors};
     use causeway_protocol::AdapterInit;
     use std::collections::BTreeMap;
@@ -277,5 +285,22 @@ mod tests {
 
         let error = Line::open(&tiny(false), &path).unwrap_err().to_string();
         assert!(error.contains("layer_scale: true"), "{error}");
+    }
+
+    #[test]
+    fn both_ends_are_under_one_rule_for_positions_and_one_activation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("theta1.safetensors");
+        let backbone = tiny_clip(Activation::QuickGelu);
+        let theta1 = backbone.tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor * 1.25));
+        safetensors::write(&path, &theta1.collect(), &BTreeMap::new()).unwrap();
+        let line = Line::open(&backbone, &path).unwrap();
+        assert_eq!(line.config().activation, Activation::QuickGelu, "θ0's, for the file does not tell");
+        let pixels = initial::normal(1, "pixels", &[1, 3, 28, 42], 1.0);
+        let usual = [Alpha::ZERO, Alpha::ONE].map(|alpha| line.encoder(alpha).features(&pixels));
+        let line = line.with_positions(Positions::TimmAntialias);
+        for (alpha, usual) in [Alpha::ZERO, Alpha::ONE].into_iter().zip(usual) {
+            assert!(!bitwise_equal(&line.encoder(alpha).features(&pixels), &usual));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Weights: named tensors, the files they live in, and the line between two sets of them.
 
 pub mod checkpoint;
+pub mod convert;
 pub mod digest;
 pub mod initial;
 pub mod interpolate;

@@ -45,6 +45,11 @@ pub fn read(path: &Path, hints: &Hints) -> Result<Source> {
         let file = torch::read(path, hints.key.as_deref())?;
         (file.contents, file.torchscript, file.others)
     } else {
+        ensure!(
+            hints.key.is_none(),
+            "{} is a safetensors file, which holds one set of weights; leave the key out",
+            path.display()
+        );
         (safetensors::read(path)?, false, Vec::new())
     };
     let known = known(path, &contents, torchscript, hints)

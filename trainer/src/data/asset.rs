@@ -253,7 +253,7 @@ impl Asset {
     /// The file of an asset of weights: safetensors if it has such a file, else torch's.
     pub fn weights_file(&self) -> PathBuf {
         let listed = |ending: &&str| self.manifest.files.iter().any(|file| file.path.ends_with(*ending));
-        let ending = [".safetensors", ".pth", ".pt", ".bin"].into_iter().find(|ending| listed(&ending));
+        let ending = [".safetensors", ".pth", ".pt", ".bin"].into_iter().find(|ending| listed(ending));
         self.file_ending(ending.unwrap_or(".safetensors"), "model.safetensors")
     }
 

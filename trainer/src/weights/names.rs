@@ -6,6 +6,7 @@
 //! class token, so they have no feature that could be compared.
 
 use super::Tensors;
+use crate::models::vit::{Activation, Known, VitConfig};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -139,7 +140,8 @@ pub struct Named {
 /// The tensors of a file under canonical names.
 ///
 /// # Errors
-/// Unknown keys, two keys for one tensor, an incomplete query, key, value; all are listed.
+/// Unknown keys, two keys for one tensor, an incomplete query, key, value; all are listed, and with them what is missing
+/// or misshapen.
 pub fn canonical(file: Tensors) -> Result<Named> {
     let context = Context::of(&file);
     let mut tensors = Tensors::new();
@@ -194,14 +196,17 @@ pub fn canonical(file: Tensors) -> Result<Named> {
             _ => problems.push(format!("{name} lacks its query, key or value")),
         }
     }
-    if !problems.is_empty() {
-        bail!("{}", problems.join("; "));
-    }
     let is_decoder = |name: &str| name.starts_with("decoder_") || name == "mask_token";
     let (mut encoder, mut decoder) = (Tensors::new(), Tensors::new());
     for (name, tensor) in tensors.iter() {
         let part = if is_decoder(name) { &mut decoder } else { &mut encoder };
         part.insert(name, tensor.shallow_clone());
+    }
+    if !problems.is_empty() {
+        // What else is wrong, so that one reading tells all of it.
+        let known = Known { activation: Some(Activation::default()), ..Known::default() };
+        problems.extend(VitConfig::infer(&encoder, known).err().map(|error| format!("{error:#}")));
+        bail!("{}", problems.join("; "));
     }
     Ok(Named { encoder, decoder, ignored })
 }

@@ -1,3 +1,4 @@
+use super::machine::NODES_MAX;
 use super::*;
 
 fn read(bytes: &[u8]) -> Pickle {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::weights::bitwise_equal;
+use crate::models::vit::{Activation, tiny, tiny_clip};
+use crate::weights::interpolate::Line;
+use crate::weights::{Backbone, bitwise_equal};
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -195,4 +197,76 @@ fn a_malicious_file_does_nothing_and_has_no_weights() {
         String::from_utf8(pickle).unwrap().replace("X\u{1}\0\0\x000", "X\u{4}\0\0\0../0").into();
     archive(&path, &pickle, &[0; 16]);
     assert!(super::tests::error(&path, None).contains("data/../0 in the archive is damaged or missing"));
+}
+
+/// Tensors as `torch.save` would write them in a dictionary, or as attributes of a TorchScript module.
+fn save(path: &Path, tensors: &Tensors, torchscript: bool) {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let int = |int: i64| [b"J", &(int as i32).to_le_bytes()[..]].concat();
+    let ints = |list: &[i64]| {
+        [b"(", &list.iter().flat_map(|item| int(*item)).collect::<Vec<u8>>()[..], b"t"].concat()
+    };
+    let mut pickle = if torchscript { b"c__torch__\nModel\n)\x81}".to_vec() } else { b"}".to_vec() };
+    let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
+    let stored = zip::write::FileOptions::default().compression_method(CompressionMethod::Stored);
+    for (at, (name, tensor)) in tensors.iter().enumerate() {
+        let parts = [
+            text(name),
+            b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec(),
+            text("storage"),
+            b"ctorch\nFloatStorage\n".to_vec(),
+            text(&at.to_string()),
+            text("cpu"),
+            int(tensor.numel() as i64),
+            b"tQK\0".to_vec(),
+            ints(&tensor.size()),
+            ints(&tensor.stride()),
+            b"\x89tRs".to_vec(),
+        ];
+        pickle.extend(parts.concat());
+        zip.start_file(format!("a/data/{at}"), stored).unwrap();
+        zip.write_all(&safetensors::bytes_of(tensor).unwrap()).unwrap();
+    }
+    pickle.extend(if torchscript { &b"b."[..] } else { b"." });
+    zip.start_file("a/data.pkl", stored).unwrap();
+    zip.write_all(&pickle).unwrap();
+    if torchscript {
+        zip.start_file("a/constants.pkl", stored).unwrap();
+        zip.write_all(b").").unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+#[test]
+fn a_backbone_and_the_other_end_of_a_line_may_be_torch_s_files_under_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = tiny(true);
+    for name in ["weights.pth", "pytorch_model.bin", "0a1b2c"] {
+        let path = folder.path().join(name);
+        save(&path, &backbone.tensors, false);
+        let same = Backbone::read(&path).unwrap();
+        assert_eq!((&same.digest, &same.config), (&backbone.digest, &backbone.config), "{name}");
+        let line = Line::open(&backbone, &path).unwrap();
+        assert!(line.moved().is_empty());
+        assert_eq!(line.digest(), file_sha256(&path).unwrap());
+    }
+}
+
+#[test]
+fn openai_s_archives_have_quick_gelu_and_other_torchscript_has_the_usual() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clip.pt");
+    let clip = tiny_clip(Activation::QuickGelu);
+    let mut tower = clip.tensors.share();
+    // The one name that tells; the others are canonical here.
+    for leaf in ["weight", "bias"] {
+        let norm = tower.remove(&format!("norm_pre.{leaf}")).unwrap();
+        tower.insert(format!("visual.ln_pre.{leaf}"), norm);
+    }
+    save(&path, &tower, true);
+    assert_eq!(Backbone::read(&path).unwrap().digest, clip.digest);
+    save(&path, &tower, false);
+    assert!(Backbone::read(&path).is_err(), "a checkpoint does not tell");
+    save(&path, &tiny(false).tensors, true);
+    assert_eq!(Backbone::read(&path).unwrap().digest, tiny(false).digest);
 }

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod digest;
+pub mod gguf;
 pub mod initial;
 pub mod interpolate;
 pub mod names;

@@ -12,7 +12,7 @@ use crate::data::pixels::TrainingPixels;
 use crate::evaluate::sweep::{self, Sweep};
 use crate::journal::Journal;
 use crate::methods;
-use crate::models::bert::TextEncoder;
+use crate::models::text::TextEncoder;
 use crate::train::{self, Pairs, TrainRun};
 use crate::weights::Backbone;
 use crate::weights::interpolate::Line;
@@ -190,7 +190,7 @@ impl<'a> Attempt<'a> {
             .with_context(|| format!("reading the images of `{}`", named.asset))?;
         let text_encoder = self.library.get(&named.text_encoder, AssetKind::TextEncoder)?;
         text_encoder.verify()?;
-        let embeddings = TextEncoder::open(&text_encoder.folder)
+        let embeddings = TextEncoder::open(&text_encoder.folder, text_encoder.manifest.format)
             .and_then(|encoder| encoder.embed(&captions.distinct))
             .with_context(|| format!("embedding the captions with `{}`", named.text_encoder))?; // [distinct, text]
         let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;

@@ -1,5 +1,5 @@
-//! Assets: folders with a manifest, `asset.toml`, that gives a name to weights, a text encoder, captions or a labelled
-//! dataset. Specs name assets and never paths; a worker reports which it holds under its data folders.
+//! Assets: folders with a manifest, `asset.toml`, that gives a name to weights, a text encoder, a language
+//! model, captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data folders.
 
 use super::{captions, dataset::Dataset};
 use crate::weights::digest::{HashingWriter, sha256_hex};
@@ -44,8 +44,10 @@ pub struct Manifest {
 pub enum AssetKind {
     /// A vision encoder: `model.safetensors`.
     Weights,
-    /// A text encoder: `model.safetensors` and `tokenizer.json`.
+    /// A text encoder: `model.safetensors`, `config.json` and a tokenizer.
     TextEncoder,
+    /// A causal language model, frozen: the same, or one `.gguf` file.
+    LanguageModel,
     /// Image-caption pairs.
     Captions,
     /// Labelled images.
@@ -60,6 +62,12 @@ pub enum Format {
     Vit,
     /// A BERT encoder with WordPiece.
     Bert,
+    /// CLIP's text transformer with its byte pairs.
+    ClipText,
+    /// GPT-2 as Hugging Face keeps it.
+    Gpt2,
+    /// Llama and its like, from safetensors or GGUF.
+    Llama,
     /// One JSON object a line.
     Jsonl,
     /// A folder for each class.
@@ -294,7 +302,7 @@ impl Asset {
 
     fn images(&self) -> Result<u64> {
         match self.manifest.kind {
-            AssetKind::Weights | AssetKind::TextEncoder => Ok(0),
+            AssetKind::Weights | AssetKind::TextEncoder | AssetKind::LanguageModel => Ok(0),
             AssetKind::Captions => Ok(captions::Captions::list(self)?.images.len() as u64),
             AssetKind::Dataset => Ok(Dataset::list(self)?.images().count() as u64),
         }
@@ -303,11 +311,12 @@ impl Asset {
 
 impl Manifest {
     fn check(&self) -> Result<()> {
-        use AssetKind::{Captions, Dataset, TextEncoder, Weights};
-        use Format::{Bert, Cifar10Binary, ClassFolder, Idx, Jsonl, Vit};
+        use AssetKind::{Captions, Dataset, LanguageModel, TextEncoder, Weights};
+        use Format::{Bert, Cifar10Binary, ClassFolder, ClipText, Gpt2, Idx, Jsonl, Llama, Vit};
         let fits = match self.kind {
             Weights => self.format == Vit,
-            TextEncoder => self.format == Bert,
+            TextEncoder => matches!(self.format, Bert | ClipText),
+            LanguageModel => matches!(self.format, Gpt2 | Llama),
             Captions => self.format == Jsonl,
             Dataset => matches!(self.format, Jsonl | ClassFolder | Idx | Cifar10Binary),
         };
@@ -332,6 +341,7 @@ impl AssetKind {
         match self {
             AssetKind::Weights => "weights",
             AssetKind::TextEncoder => "text_encoder",
+            AssetKind::LanguageModel => "language_model",
             AssetKind::Captions => "captions",
             AssetKind::Dataset => "dataset",
         }

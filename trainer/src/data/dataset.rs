@@ -97,7 +97,9 @@ impl Dataset {
         let (bank, query, classes) = match asset.manifest.format {
             Format::Jsonl | Format::ClassFolder => named(asset, manifest),
             Format::Idx | Format::Cifar10Binary => numbered(asset, manifest),
-            Format::Vit | Format::Bert => bail!("it is no format of images"),
+            Format::Vit | Format::Bert | Format::ClipText | Format::Gpt2 | Format::Llama => {
+                bail!("it is no format of images")
+            }
         }
         .with_context(context)?;
         let bank = subset(bank, &manifest.bank, &classes).with_context(context)?;

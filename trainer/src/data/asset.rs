@@ -1,5 +1,6 @@
-//! Assets: folders with a manifest, `asset.toml`, that gives a name to weights, a text encoder, a language
-//! model, captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data folders.
+//! Assets: folders with a manifest, `asset.toml`, that gives a name to weights, a text encoder, a language model,
+//! captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data
+//! folders.
 
 use super::{captions, dataset::Dataset};
 use crate::weights::digest::{HashingWriter, sha256_hex};

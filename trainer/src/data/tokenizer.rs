@@ -81,9 +81,9 @@ impl ClipTokenizer {
         Ok(ClipTokenizer { tokenizer, start, end })
     }
 
-    /// The ids of a caption between those of start and end, at most `context` of them; what is too long loses its tail
-    /// and keeps its end. References of HTML are resolved twice and white space is collapsed, as in training; broken
-    /// encodings are not repaired (CLIP's own code runs ftfy first).
+    /// The ids of a caption between those of start and end, at most `context` of them; what is too long loses its
+    /// tail and keeps its end. References of HTML are resolved twice and white space is collapsed, as in training;
+    /// broken encodings are not repaired (CLIP's own code runs ftfy first).
     ///
     /// # Errors
     /// A caption that the tokenizer refuses.
@@ -156,8 +156,9 @@ impl LanguageTokenizer {
         LanguageTokenizer::from_byte_pairs(vocabulary, merges, false, &[END_OF_TEXT])
     }
 
-    /// Puts the tokenizer together that a GGUF file describes: byte pairs with GPT-2's or SmolLM's rule for words. A byte
-    /// that its vocabulary lacks vanishes, as in the model's own tokenizer: SmolLM2's has no six of the control characters.
+    /// Puts the tokenizer together that a GGUF file describes: byte pairs with GPT-2's or SmolLM's rule for words.
+    /// A byte that its vocabulary lacks vanishes, as in the model's own tokenizer: SmolLM2's has no six of the
+    /// control characters.
     ///
     /// # Errors
     /// Another kind of tokenizer, or metadata that is missing.

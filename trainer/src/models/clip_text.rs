@@ -154,12 +154,12 @@ fn forward(config: &ClipTextConfig, tensors: &Tensors, ids: &Tensor) -> Tensor {
         let qkv = normed.linear(weight, Some(bias)).chunk(3, -1); // rows q, k, v
         let [query, key, value] = [0, 1, 2].map(|part| split_heads(&qkv[part], config.heads));
         let attended = causal_attention(&query, &key, &value, None);
-        x = x + linear(&attended, tensors, &name("attn.out_proj"));
+        x = &x + linear(&attended, tensors, &name("attn.out_proj"));
         let normed = layer_norm(&x, tensors, &name("ln_2"), config.eps);
         let hidden = linear(&normed, tensors, &name("mlp.c_fc"));
         let hidden =
             if config.quick_gelu { (&hidden * 1.702).sigmoid() * hidden } else { hidden.gelu("none") };
-        x = x + linear(&hidden, tensors, &name("mlp.c_proj"));
+        x = &x + linear(&hidden, tensors, &name("mlp.c_proj"));
     }
     layer_norm(&x, tensors, "ln_final", config.eps)
 }

@@ -115,10 +115,10 @@ impl Gpt2 {
             let qkv = linear(&normed, tensors, &name("attn.c_attn")).chunk(3, -1);
             let [query, key, value] = [0, 1, 2].map(|part| split_heads(&qkv[part], config.heads));
             let attended = causal_attention(&query, &key, &value, mask);
-            x = x + linear(&attended, tensors, &name("attn.c_proj"));
+            x = &x + linear(&attended, tensors, &name("attn.c_proj"));
             let normed = layer_norm(&x, tensors, &name("ln_2"), config.eps);
             let hidden = linear(&normed, tensors, &name("mlp.c_fc")).gelu("tanh");
-            x = x + linear(&hidden, tensors, &name("mlp.c_proj"));
+            x = &x + linear(&hidden, tensors, &name("mlp.c_proj"));
         }
         layer_norm(&x, tensors, "ln_f", config.eps)
     }

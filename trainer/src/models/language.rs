@@ -1,6 +1,6 @@
-//! Frozen language models behind one type: what a captioning objective needs of one is its embedding table, its logits as
-//! a differentiable function of embeddings, and its tokenizer. Its weights never get gradients; those of a loss flow
-//! through it to what was put in front of the caption.
+//! Frozen language models behind one type: what a captioning objective needs of one is its embedding table, its
+//! logits as a differentiable function of embeddings, and its tokenizer. Its weights never get gradients; those of
+//! a loss flow through it to what was put in front of the caption.
 
 use super::gpt2::{Gpt2, Gpt2Config};
 use super::llama::{Llama, LlamaConfig};
@@ -28,8 +28,8 @@ enum Model {
 
 impl LanguageModel {
     /// Opens an asset's folder: `LanguageModel::open(&asset.folder, asset.manifest.format)`. It holds
-    /// `model.safetensors`, `config.json` and a tokenizer (`tokenizer.json`, or GPT-2's two files), or, for `llama`, one
-    /// `.gguf` file that has all three.
+    /// `model.safetensors`, `config.json` and a tokenizer (`tokenizer.json`, or GPT-2's two files), or, for
+    /// `llama`, one `.gguf` file that has all three.
     ///
     /// # Errors
     /// A missing or damaged file, another architecture, tensors that are missing, misshapen or unknown, a vocabulary
@@ -153,8 +153,8 @@ impl LanguageModel {
         Tensor::embedding(table, ids, -1, false, false)
     }
 
-    /// The last hidden states. A position sees itself and the kept ones before it; positions count from 0, dropped ones
-    /// included.
+    /// The last hidden states. A position sees itself and the kept ones before it; positions count from 0, dropped
+    /// ones included.
     ///
     /// # Shapes
     /// `embeddings` [batch, length, dim], `keep` bool [batch, length] → [batch, length, dim]
@@ -205,8 +205,8 @@ impl LanguageModel {
         Ok(self.head(&self.hidden(embeddings, keep)?))
     }
 
-    /// The ids that go on from embeddings, the likeliest each time, up to the end of the text, which is not among them,
-    /// or `max_tokens`.
+    /// The ids that go on from embeddings, the likeliest each time, up to the end of the text, which is not among
+    /// them, or `max_tokens`.
     ///
     /// # Shapes
     /// `embeddings` [1, length, dim]

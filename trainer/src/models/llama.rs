@@ -1,6 +1,6 @@
-//! Llama (arXiv 2302.13971) and what is built like it, SmolLM2 among them: RMSNorm before each half of a block, rotary
-//! positions (arXiv 2104.09864), grouped queries (arXiv 2305.13245), a SwiGLU MLP, no biases. Read from Hugging Face's
-//! safetensors with their config.json and from llama.cpp's GGUF with its metadata.
+//! Llama (arXiv 2302.13971) and what is built like it, SmolLM2 among them: RMSNorm before each half of a block,
+//! rotary positions (arXiv 2104.09864), grouped queries (arXiv 2305.13245), a SwiGLU MLP, no biases. Read from
+//! Hugging Face's safetensors with their config.json and from llama.cpp's GGUF with its metadata.
 
 use super::{causal_attention, check_shapes, split_heads};
 use crate::weights::Tensors;
@@ -89,7 +89,7 @@ impl Llama {
                 "token_embd.weight" => ("embed_tokens.weight".to_owned(), tensor.shallow_clone()),
                 "output_norm.weight" => ("norm.weight".to_owned(), tensor.shallow_clone()),
                 "output.weight" => ("lm_head.weight".to_owned(), tensor.shallow_clone()),
-                _ => config.from_gguf_block(name, tensor)?,
+                _ => config.place_in_block(name, tensor)?,
             };
             tensors.insert(key, tensor);
         }
@@ -136,10 +136,10 @@ impl Llama {
             let value = split_heads(&project(&normed, "self_attn.v_proj"), groups);
             let spread = |x: &Tensor| x.repeat_interleave_self_int(heads / groups, 1, None); // [batch, heads, …]
             let attended = causal_attention(&query, &spread(&key), &spread(&value), mask);
-            x = x + project(&attended, "self_attn.o_proj");
+            x = &x + project(&attended, "self_attn.o_proj");
             let normed = self.norm(&x, &format!("layers.{block}.post_attention_layernorm"));
             let hidden = project(&normed, "mlp.gate_proj").silu() * project(&normed, "mlp.up_proj");
-            x = x + project(&hidden, "mlp.down_proj");
+            x = &x + project(&hidden, "mlp.down_proj");
         }
         self.norm(&x, "norm")
     }
@@ -150,8 +150,8 @@ impl Llama {
         x * (mean + self.config.eps).rsqrt() * &self.tensors[&format!("{name}.weight")]
     }
 
-    /// Cosine and sine of every position's angles: position · base^(−2i / head) for the i-th pair, pairs being one value
-    /// of the first half of a head and one of the second (Hugging Face's order).
+    /// Cosine and sine of every position's angles: position · base^(−2i / head) for the i-th pair, pairs being one
+    /// value of the first half of a head and one of the second (Hugging Face's order).
     pub(super) fn rotation(&self, embeddings: &Tensor) -> (Tensor, Tensor) {
         let (head, device) = (self.config.head_dim, embeddings.device());
         // In f32 as the reference has it: at position 8,000 an f64 angle differs in the fourth digit.
@@ -241,9 +241,9 @@ impl LlamaConfig {
         })
     }
 
-    /// A block's tensor under Hugging Face's name. llama.cpp keeps the rows of query and key so that the pairs that turn
-    /// together lie side by side; here they lie half a head apart.
-    fn from_gguf_block(&self, name: &str, tensor: &Tensor) -> Result<(String, Tensor)> {
+    /// A block's tensor under Hugging Face's name. llama.cpp keeps the rows of query and key so that the pairs that
+    /// turn together lie side by side; here they lie half a head apart.
+    fn place_in_block(&self, name: &str, tensor: &Tensor) -> Result<(String, Tensor)> {
         let place = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
         let layer = place.and_then(|(block, rest)| Some((block, rest.strip_suffix(".weight")?)));
         let known = layer.and_then(|(block, part)| {

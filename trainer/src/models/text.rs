@@ -82,8 +82,8 @@ impl TextEncoder {
     }
 
     /// The last hidden states of every token, before any pooling or projection, and which of them are real: shorter
-    /// captions are filled up with zeros behind their tokens. All captions' tokens take captions · tokens · token_dim ·
-    /// 4 bytes, so hand over a batch at a time where there are many.
+    /// captions are filled up with zeros behind their tokens. All captions' tokens take captions · tokens ·
+    /// token_dim · 4 bytes, so hand over a batch at a time where there are many.
     ///
     /// # Shapes
     /// → [captions, tokens, token_dim], bool [captions, tokens]

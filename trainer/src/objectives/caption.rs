@@ -1,6 +1,6 @@
-//! The captioning loss (LiMBeR, arXiv 2209.15162; MAGMA, arXiv 2112.05253): an image's tokens, mapped linearly into the
-//! embeddings of a frozen language model, stand before its caption, and the loss is what the model then finds surprising
-//! about the caption: L = −mean log p(c_t | W·f(x) + b, c_<t) over the caption's tokens and its end.
+//! The captioning loss (LiMBeR, arXiv 2209.15162; MAGMA, arXiv 2112.05253): an image's tokens, mapped linearly into
+//! the embeddings of a frozen language model, stand before its caption, and the loss is what the model then finds
+//! surprising about the caption: L = −mean log p(c_t | W·f(x) + b, c_<t) over the caption's tokens and its end.
 
 use crate::models::language::LanguageModel;
 use crate::weights::initial;
@@ -17,8 +17,8 @@ pub struct LinearMap {
 }
 
 impl LinearMap {
-    /// A map from tokens of width `dim` into a language model of width `dim_lm`: weights with the standard deviation that
-    /// torch's `Linear` starts with, 1 / √(3 · dim), and no bias.
+    /// A map from tokens of width `dim` into a language model of width `dim_lm`: weights with the standard
+    /// deviation that torch's `Linear` starts with, 1 / √(3 · dim), and no bias.
     pub fn new(dim: i64, dim_lm: i64, seed: u64) -> LinearMap {
         let sigma = (3.0 * dim as f64).powf(-0.5);
         LinearMap {
@@ -36,12 +36,12 @@ impl LinearMap {
     }
 }
 
-/// The loss of a batch. What is scored is each caption's tokens up to its first end of text, and that end, which needs not
-/// be given; the prefix gets no label, and what follows the end is neither scored nor seen. The mean runs over the scored
-/// tokens of the whole batch.
+/// The loss of a batch. What is scored is each caption's tokens up to its first end of text, and that end, which
+/// needs not be given; the prefix gets no label, and what follows the end is neither scored nor seen. The mean runs
+/// over the scored tokens of the whole batch.
 ///
-/// The prefix takes the positions 0 … prefix_len − 1, the caption those that follow. Shorter captions are filled up behind
-/// their end, where under the causal mask nothing scored sees the filling.
+/// The prefix takes the positions 0 … prefix_len − 1, the caption those that follow. Shorter captions are filled up
+/// behind their end, where under the causal mask nothing scored sees the filling.
 ///
 /// # Shapes
 /// `prefix` [batch, prefix_len, dim of the language model] → scalar
@@ -69,7 +69,8 @@ pub fn loss(lm: &LanguageModel, prefix: &Tensor, captions: &[Vec<i64>]) -> Resul
     let longest = scored.iter().map(|caption| caption.len()).max().unwrap_or_default();
     let length = prefix_len + longest as i64;
 
-    // The last state of the prefix foretells the first token, and each token's state the next; the end is never put in.
+    // The last state of the prefix foretells the first token, and each token's state the next; the end is never put
+    // in.
     let (mut inputs, mut places, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     for (row, caption) in scored.iter().enumerate() {
         inputs.extend(caption.iter().copied().chain(std::iter::repeat_n(lm.eos(), longest - caption.len())));

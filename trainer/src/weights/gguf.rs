@@ -1,6 +1,7 @@
-//! GGUF files, versions 2 and 3: what llama.cpp keeps a language model in, metadata and tokenizer included. Quantised
-//! tensors are widened to f32 as ggml defines it. The layout is that of ggml's `docs/gguf.md`; all numbers are
-//! little-endian. Nothing in the file is believed: every count and offset is checked against the bytes that are there.
+//! GGUF files, versions 2 and 3: what llama.cpp keeps a language model in, metadata and tokenizer included.
+//! Quantised tensors are widened to f32 as ggml defines it. The layout is that of ggml's `docs/gguf.md`; all
+//! numbers are little-endian. Nothing in the file is believed: every count and offset is checked against the bytes
+//! that are there.
 
 use super::{Tensors, digest};
 use anyhow::{Context, Result, bail, ensure};
@@ -87,11 +88,13 @@ impl Metadata {
 
     /// The texts of a key.
     pub fn texts(&self, key: &str) -> Result<Vec<&str>> {
-        let text = |value| match value {
-            &Value::Text(ref text) => Ok(text.as_str()),
-            other => bail!("{key} holds {}, not texts", other.kind()),
-        };
-        self.array(key)?.iter().map(text).collect()
+        let values = self.array(key)?.iter();
+        values
+            .map(|value| match value {
+                Value::Text(text) => Ok(text.as_str()),
+                other => bail!("{key} holds {}, not texts", other.kind()),
+            })
+            .collect()
     }
 
     /// The whole numbers of a key.

@@ -45,8 +45,8 @@ fn a_caption_too_long_for_clip_keeps_its_end() {
     assert_eq!(clip.encode(&fits, 77).unwrap(), ids);
 }
 
-/// Byte pair encoding in so many words: while there is a pair that merges, the pair that merges first is merged wherever
-/// it stands.
+/// Byte pair encoding in so many words: while there is a pair that merges, the pair that merges first is merged
+/// wherever it stands.
 fn by_hand(
     word: &str,
     merges: &HashMap<(String, String), usize>,

@@ -119,8 +119,8 @@ fn half_precision_is_that_of_libtorch() {
     assert!(Tensor::from_slice(&found).allclose(&expected, 0.0, 0.0, true));
 }
 
-/// Every truncation and every single wrong byte of the head is an error or another sound file, never a panic, and never a
-/// great allocation.
+/// Every truncation and every single wrong byte of the head is an error or another sound file, never a panic, and
+/// never a great allocation.
 #[test]
 fn damaged_files_are_refused_without_a_panic() {
     let whole = example().bytes();

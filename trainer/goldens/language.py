@@ -1,8 +1,8 @@
 """Numbers of transformers that the text and language models are tested against: tiny models with seeded weights.
 
-    python language.py > language.json              the committed numbers
-    python language.py large FOLDER                 GPT-2 124M and CLIP ViT-B/16's text tower with seeded weights, and what
-                                                    transformers computes with them, as safetensors
+    python language.py GGUF > language.json     the committed numbers; GGUF is SmolLM2's file (packages gguf, accelerate)
+    python language.py large FOLDER             GPT-2 124M and CLIP ViT-B/16's text tower with seeded weights, and what
+                                                transformers computes with them, as safetensors
 
 Every tensor draws from its own SplitMix64 stream, named by a seed and the tensor's name, so that the tests can make the
 same weights: (top 24 bits / 2²⁴ − ½) · SCALE, with 1 added to the gains of norms.
@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+import gguf
 import numpy
 import torch
 import transformers
@@ -126,6 +127,22 @@ def llama(own_head):
     return language(model.eval(), 16, 257)
 
 
+def smollm2(path):
+    """What the package gguf makes of the file's tensors, and transformers' logits after a prompt."""
+    path = Path(path)
+    tensors = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(path).tensors}
+    digest = hashlib.sha256()  # as weights::Tensors::digest
+    for name in sorted(tensors, key=str.encode):
+        values = tensors[name].astype("<f4")
+        digest.update(f"{name}\0F32\0{list(values.shape)}\0".encode() + values.tobytes())
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = [504, 3575, 282, 4649, 314]  # The capital of France is
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return {"digest": digest.hexdigest(), "ids": ids, "first": logits[:12].tolist(), "norm": logits.double().norm().item()}
+
+
 def thin(numbers):
     """Long lists cut to their first values, with the norm of all."""
     def cut(value):
@@ -172,5 +189,6 @@ if __name__ == "__main__":
         "clip": {activation: clip(activation) for activation in ("quick_gelu", "gelu")},
         "gpt2": thin(gpt2()),
         "llama": {"tied": thin(llama(False)), "untied": thin(llama(True))},
+        "smollm2": smollm2(sys.argv[1]),
     }
     print(json.dumps(numbers, indent=1))

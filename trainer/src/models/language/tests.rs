@@ -1,10 +1,14 @@
 use super::*;
+use crate::data::asset::{AssetKind, Library};
 use crate::reference::{assert_near, model};
 use crate::weights::{bitwise_equal, initial};
 use std::collections::BTreeMap;
 
+/// SmolLM2 as a run opens it: by its name.
 fn smollm2() -> LanguageModel {
-    LanguageModel::open(&model("smollm2-135m"), Format::Llama).unwrap()
+    let library = Library::find(&[model("smollm2-135m")]);
+    let asset = library.get("smollm2-135m", AssetKind::LanguageModel).unwrap();
+    LanguageModel::open(&asset.folder, asset.manifest.format).unwrap()
 }
 
 /// The logits of `goldens/language.py`'s embeddings, all kept and with one dropped.
@@ -75,16 +79,39 @@ fn rotary_positions_matter_by_their_distance_alone() {
 
 #[test]
 fn smollm2_knows_the_capital_of_france_and_its_own_tokens() {
+    // Threads that spin beside other tests' would take many times longer.
+    tch::set_num_threads(1);
     let lm = smollm2();
     assert_eq!((lm.dim(), lm.vocab(), lm.eos(), lm.context()), (576, 49_152, 2, 8192));
     let text = lm.generate("The capital of France is", 3).unwrap();
     assert!(text.starts_with(" Paris"), "{text:?}");
-    // Greedy, so the same again.
-    assert_eq!(lm.generate("The capital of France is", 3).unwrap(), text);
+    let ids = lm.tokenize("The capital of France is").unwrap();
+    assert_eq!(ids.iter().map(|id| *id as f64).collect::<Vec<f64>>(), tiny::numbers("smollm2.ids"));
+    let embeddings = lm.embed_tokens(&Tensor::from_slice(&ids)).unsqueeze(0);
+    let logits = tch::no_grad(|| lm.logits(&embeddings, None).unwrap()).select(1, -1); // [1, vocab]
+    // Logits go up to 40; f32 rounding over thirty blocks.
+    assert_near(&logits.narrow(1, 0, 12), &tiny::numbers("smollm2.first"), 1e-3);
+    assert_near(&(logits.norm() / 1e3), &[tiny::numbers("smollm2.norm")[0] / 1e3], 1e-4);
     // By the model's own tokenizer.json: digits stand alone, a mark is one token.
     assert_eq!(lm.tokenize("In 1984, it's").unwrap(), [788, 216, 33, 41, 40, 36, 28, 357, 506]);
     assert_eq!(lm.tokenize("<|im_end|>").unwrap(), [2]);
     assert_eq!(lm.decode(&lm.tokenize("Zürich – 北京 🐱").unwrap()).unwrap(), "Zürich – 北京 🐱");
+}
+
+#[test]
+fn generation_is_the_likeliest_token_each_time_and_so_the_same_again() {
+    for lm in [tiny::gpt2(), tiny::llama(true)] {
+        let ids = lm.tokenize("a cat").unwrap();
+        let embeddings = lm.embed_tokens(&Tensor::from_slice(&ids)).unsqueeze(0);
+        let made = lm.continue_from(&embeddings, 4).unwrap();
+        assert_eq!(lm.continue_from(&embeddings, 4).unwrap(), made);
+        // All at once, each token is the likeliest after those before it.
+        let all: Vec<i64> = ids.iter().chain(&made).copied().collect();
+        let logits = lm.logits(&lm.embed_tokens(&Tensor::from_slice(&all)).unsqueeze(0), None).unwrap();
+        let likeliest = logits.argmax(-1, false);
+        let told = likeliest.narrow(1, ids.len() as i64 - 1, made.len() as i64);
+        assert_eq!(Vec::<i64>::try_from(told.flatten(0, -1)).unwrap(), made);
+    }
 }
 
 #[test]

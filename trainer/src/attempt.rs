@@ -185,7 +185,11 @@ impl<'a> Attempt<'a> {
         let (Some(named), Some(training)) = (&spec.captions, &spec.training) else {
             bail!("a finetune run needs captions and training");
         };
-        let captions = Captions::read(self.library.get(&named.asset, AssetKind::Captions)?)?;
+        let captions = Captions::read(
+            self.library.get(&named.asset, AssetKind::Captions)?,
+            self.environment.threads as usize,
+            &|_, _| (),
+        )?;
         let images = TrainingPixels::new(&captions.images, training.image_size as usize)
             .with_context(|| format!("reading the images of `{}`", named.asset))?;
         let text_encoder = self.library.get(&named.text_encoder, AssetKind::TextEncoder)?;

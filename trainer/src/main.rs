@@ -5,6 +5,7 @@ use causeway_protocol::Kind;
 use causeway_trainer::agent::{self, Work};
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
+use causeway_trainer::data::check::Check;
 use causeway_trainer::local::Local;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -50,6 +51,27 @@ enum DataCommand {
         #[command(flatten)]
         data: DataArgs,
     },
+    /// Look into a folder or file of images: what it holds, what cannot be read, what is there twice.
+    Check(CheckArgs),
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// An asset, or a folder for each class, CIFAR-10's binary files, idx files, a list (jsonl, COCO's json, cc3m's tsv,
+    /// ImageNet-Captions), tar shards.
+    path: PathBuf,
+    /// Folder of the images, where it is not beside the list.
+    #[arg(long)]
+    images: Option<PathBuf>,
+    /// Look for images that are there too: those of training in an evaluation dataset. May be given several times.
+    #[arg(long, num_args = 1..)]
+    against: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Threads that decode; all cores if not given.
+    #[arg(long, env = "CAUSEWAY_THREADS")]
+    threads: Option<u32>,
 }
 
 #[derive(Args)]
@@ -129,6 +151,7 @@ fn main() -> ExitCode {
         Command::Train(args) => args.local(Kind::Finetune, None).run(),
         Command::Evaluate { local, theta1 } => local.local(Kind::Evaluate, theta1).run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),
+        Command::Data(DataCommand::Check(args)) => check(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,6 +160,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(args: CheckArgs) -> Result<()> {
+    let CheckArgs { path, images, against, json, threads } = args;
+    let threads = threads.unwrap_or_else(cores).max(1) as usize;
+    let good = Check { path, images, against, json, threads }.run()?;
+    anyhow::ensure!(good, "not everything is as it should be: see above");
+    Ok(())
 }
 
 fn list(folders: &[PathBuf]) -> Result<()> {

@@ -5,7 +5,7 @@ use super::{captions, dataset::Dataset};
 use crate::weights::digest::{HashingWriter, sha256_hex};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::AssetSummary;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub struct Manifest {
     pub files: Vec<ListedFile>,
     /// How a dataset is put together.
     pub dataset: Option<DatasetManifest>,
+    /// How captions are put together.
+    pub captions: Option<captions::CaptionsManifest>,
 }
 
 /// What an asset holds.
@@ -53,7 +55,7 @@ pub enum AssetKind {
 }
 
 /// How an asset's files are to be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A vision transformer.
@@ -68,6 +70,14 @@ pub enum Format {
     Idx,
     /// CIFAR-10's binary records.
     Cifar10Binary,
+    /// COCO's captions, or Karpathy's split of them.
+    CocoCaptions,
+    /// Conceptual Captions: caption, tab, URL.
+    Cc3mTsv,
+    /// Tar shards of images and captions.
+    Webdataset,
+    /// ImageNet-Captions.
+    ImagenetCaptions,
 }
 
 /// A file of an asset.
@@ -295,7 +305,7 @@ impl Asset {
     fn images(&self) -> Result<u64> {
         match self.manifest.kind {
             AssetKind::Weights | AssetKind::TextEncoder => Ok(0),
-            AssetKind::Captions => Ok(captions::Captions::list(self)?.images.len() as u64),
+            AssetKind::Captions => Ok(captions::count(self)? as u64),
             AssetKind::Dataset => Ok(Dataset::list(self)?.images().count() as u64),
         }
     }
@@ -305,10 +315,13 @@ impl Manifest {
     fn check(&self) -> Result<()> {
         use AssetKind::{Captions, Dataset, TextEncoder, Weights};
         use Format::{Bert, Cifar10Binary, ClassFolder, Idx, Jsonl, Vit};
+        use Format::{Cc3mTsv, CocoCaptions, ImagenetCaptions, Webdataset};
         let fits = match self.kind {
             Weights => self.format == Vit,
             TextEncoder => self.format == Bert,
-            Captions => self.format == Jsonl,
+            Captions => {
+                matches!(self.format, Jsonl | CocoCaptions | Cc3mTsv | Webdataset | ImagenetCaptions)
+            }
             Dataset => matches!(self.format, Jsonl | ClassFolder | Idx | Cifar10Binary),
         };
         ensure!(fits, "format {:?} does not go with kind = \"{}\"", self.format, self.kind.as_str());
@@ -322,7 +335,11 @@ impl Manifest {
             ),
             None => {}
         }
-        Ok(())
+        match &self.captions {
+            Some(_) if self.kind != Captions => bail!("[captions] goes with kind = \"captions\" only"),
+            Some(options) => options.check(self.format),
+            None => Ok(()),
+        }
     }
 }
 

@@ -39,12 +39,17 @@ impl RgbImage {
 
     /// sha256 over width and height (u32, little endian) and the pixels: what a dataset's digest names an image by,
     /// whatever file format it came in.
-    pub fn pixel_digest(&self) -> String {
+    pub fn pixel_sha256(&self) -> [u8; 32] {
         let mut sha = Sha256::new();
         sha.update((self.width as u32).to_le_bytes());
         sha.update((self.height as u32).to_le_bytes());
         sha.update(&self.pixels);
-        hex(&sha.finalize())
+        sha.finalize().into()
+    }
+
+    /// [`RgbImage::pixel_sha256`], 64 hex digits.
+    pub fn pixel_digest(&self) -> String {
+        hex(&self.pixel_sha256())
     }
 }
 

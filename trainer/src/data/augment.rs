@@ -161,18 +161,14 @@ mod tests {
 
     #[test]
     fn the_box_is_what_torchvisions_rule_gives_for_the_same_draws() {
-        // Four draws of the stream of seed 7, by hand: area share, log shape, top, left.
-        let (width, height) = (200, 100);
-        let mut draws = SplitMix64::new(7);
-        let (u, v) = (draws.uniform(), draws.uniform());
-        let area = 20_000.0 * (0.2 + 0.8 * u);
-        let shape = ((3.0f64 / 4.0).ln() + v * ((4.0f64 / 3.0).ln() - (3.0f64 / 4.0).ln())).exp();
-        let (w, h) = ((area * shape).sqrt().round() as usize, (area / shape).sqrt().round() as usize);
-        assert!(h <= height, "the seed of this test gives a box that fits at once, {w} × {h}");
-        let top = (draws.next_u64() % (height - h + 1) as u64) as usize;
-        let left = (draws.next_u64() % (width - w + 1) as u64) as usize;
-        let found = random_box(width, height, MAE_CROP.0, MAE_CROP.1, &mut SplitMix64::new(7));
-        assert_eq!(found, Area { left, top, width: w, height: h });
+        // torchvision's get_params written out in Python with SplitMix64's draws in place of torch's: the first box
+        // fits at once, the second at the third try, the third at the fifth.
+        let found = |width, height, seed| {
+            random_box(width, height, MAE_CROP.0, MAE_CROP.1, &mut SplitMix64::new(seed))
+        };
+        assert_eq!(found(640, 480, 7), Area { left: 131, top: 21, width: 345, height: 456 });
+        assert_eq!(found(200, 100, 1), Area { left: 39, top: 0, width: 114, height: 98 });
+        assert_eq!(found(200, 100, 7), Area { left: 16, top: 13, width: 76, height: 80 });
     }
 
     #[test]

@@ -235,8 +235,15 @@ impl Shared {
 
 /// `[height, width, 3]` as `[3, height, width]`.
 fn planes(image: &RgbImage) -> Vec<u8> {
-    let channel = |channel| image.pixels.iter().skip(channel).step_by(3);
-    (0..3).flat_map(channel).copied().collect()
+    let count = image.width * image.height;
+    let mut planes = vec![0; 3 * count];
+    let (red, rest) = planes.split_at_mut(count);
+    let (green, blue) = rest.split_at_mut(count);
+    let channels = red.iter_mut().zip(green).zip(blue);
+    for (pixel, ((red, green), blue)) in image.pixels.chunks_exact(3).zip(channels) {
+        (*red, *green, *blue) = (pixel[0], pixel[1], pixel[2]);
+    }
+    planes
 }
 
 /// Images kept between steps, as far as the bytes reach: those that came first stay. With a new order in each epoch no

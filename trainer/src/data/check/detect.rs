@@ -236,7 +236,11 @@ fn is_cifar10(path: &Path) -> bool {
     let mut label = [0u8];
     let length = path.metadata().map_or(0, |metadata| metadata.len());
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut label));
-    has_ending(path, "bin") && length > 0 && length % CIFAR10_RECORD == 0 && read.is_ok() && label[0] < 10
+    has_ending(path, "bin")
+        && length > 0
+        && length.is_multiple_of(CIFAR10_RECORD)
+        && read.is_ok()
+        && label[0] < 10
 }
 
 /// The magic number of idx, behind gzip or not.

@@ -186,7 +186,8 @@ impl Dataset {
     /// [`Dataset::images`].
     pub fn fingerprints(&self, threads: usize, done: &(dyn Fn(usize) + Sync)) -> Result<Vec<Fingerprint>> {
         let sources: Vec<&Source> = self.images().map(|image| &image.source).collect();
-        scan(&sources, threads, done).into_iter().collect()
+        let prints = scan(&sources, threads, done).into_iter().collect::<Result<_>>();
+        prints.with_context(|| format!("reading the images of the dataset `{}`", self.asset))
     }
 
     /// sha256 over one line for each image in order, `pixel-sha256 label split`.

@@ -5,7 +5,7 @@
 use super::captions::Captions;
 use super::dataset::{Dataset, Source};
 use super::fingerprint::Fingerprint;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -199,17 +199,6 @@ impl Bands {
 fn value(hash: u64, band: u32) -> u64 {
     let rest = hash >> (band * BAND_BITS);
     if band + 1 == BANDS { rest } else { rest & ((1 << BAND_BITS) - 1) }
-}
-
-/// Reads what `leaks` needs of a dataset.
-pub fn scan_dataset(
-    dataset: &Dataset,
-    threads: usize,
-    done: &(dyn Fn(usize) + Sync),
-) -> Result<Vec<Fingerprint>> {
-    dataset
-        .fingerprints(threads, done)
-        .with_context(|| format!("reading the images of the dataset `{}`", dataset.asset))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Names that are kept of a kind of loss; the number is always complete.
-const EXAMPLES: usize = 10;
+const EXAMPLES: usize = 50;
 
 /// What became of the images that the lists name.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -104,11 +104,12 @@ fn file(path: &Path) -> Result<Asset> {
     if has_ending(path, "json") {
         return json(path, folder);
     }
-    if is_weights(path) {
-        return Ok(asset(folder, AssetKind::Weights, Format::Vit, None, None));
-    }
     if is_cifar10(path) {
         return Ok(cifar10(folder, &[path.to_owned()]));
+    }
+    // PyTorch's older name for weights is .bin.
+    if is_weights(path) || has_ending(path, "bin") {
+        return Ok(asset(folder, AssetKind::Weights, Format::Vit, None, None));
     }
     if is_idx(path, 3) {
         return idx(folder, &[path.to_owned(), partner(path)]);

@@ -10,11 +10,13 @@ pub fn report(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: String| text += &format!("{label:<11} {value}\n");
     line("path", report.path.display().to_string());
-    line("holds", format!("{}, format {:?}", report.kind, report.format));
+    line("holds", report.kind.to_owned());
     if !["dataset", "captions"].contains(&report.kind) {
-        line("", "no images; the files of a manifest have the digests that it says".to_owned());
+        line("images", "none to look at".to_owned());
         return text;
     }
+    let format = serde_json::to_string(&report.format).unwrap_or_default();
+    line("format", format.trim_matches('"').to_owned());
     line("images", report.images.to_string());
     if let Some(sizes) = report.sizes {
         let side = |[least, median, most]: [u32; 3]| format!("{least} / {median} / {most}");

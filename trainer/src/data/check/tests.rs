@@ -49,7 +49,7 @@ fn class_folders_are_counted_with_sizes_and_doubles() {
     assert!(report.duplicates.names[0].contains("test/b/2.png = "), "{:?}", report.duplicates);
     assert!(report.good && report.digest.is_some());
     let text = print::report(&report);
-    for part in ["dataset, format ClassFolder", "      3 a", "1 scored images are also neighbours"] {
+    for part in ["holds       dataset", "      3 a", "1 scored images are also neighbours"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     let only = check(&folder.path().join("train"), &[]).unwrap();

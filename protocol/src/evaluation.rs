@@ -29,6 +29,9 @@ pub struct Evaluation {
     /// Which output of the encoder is compared.
     #[serde(default)]
     pub feature: Feature,
+    /// How the position table is resized where the images have another grid than it has.
+    #[serde(default)]
+    pub positions: Positions,
     /// Arithmetic of the forward pass. Similarities are always f32, sums of votes f64.
     #[serde(default)]
     pub dtype: Dtype,
@@ -79,6 +82,20 @@ pub enum Feature {
     Cls,
 }
 
+/// How an encoder's position table is resized for images of another size. All are bicubic with corners not aligned, and
+/// all leave the table as it is at its own size; elsewhere their features differ visibly.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// To the grid's size itself: Hugging Face's.
+    #[default]
+    HfSize,
+    /// By the factor (size + 0.1) / table, which shifts where the kernel samples: DINO's and DINOv2's own.
+    DinoScaleOffset,
+    /// To the grid's size, smoothed where it shrinks: timm's.
+    TimmAntialias,
+}
+
 /// Arithmetic of the forward pass.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +103,10 @@ pub enum Dtype {
     /// IEEE single precision.
     #[default]
     F32,
+    /// Eight bits of mantissa, the range of f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
 }
 
 /// Everything that decides one number besides weights and data.
@@ -105,8 +126,8 @@ pub struct Protocol {
     pub feature: Feature,
     /// Arithmetic of the forward pass.
     pub dtype: Dtype,
-    /// How the position table is resized to another grid, in words.
-    pub positions: String,
+    /// How the position table is resized to another grid.
+    pub positions: Positions,
     /// How equal similarities and equal scores are ordered, in words.
     pub ties: String,
 }
@@ -122,15 +143,20 @@ impl Evaluation {
             Preprocess::Direct => "direct",
             Preprocess::ResizeCrop => "crop",
         };
+        let positions = match self.positions {
+            Positions::HfSize => "",
+            Positions::DinoScaleOffset => "-dinopos",
+            Positions::TimmAntialias => "-timmpos",
+        };
         Protocol {
-            id: format!("knn{k}-t{}-{preprocess}{}-cls-f32", self.temperature, self.image_size),
+            id: format!("knn{k}-t{}-{preprocess}{}-cls-f32{positions}", self.temperature, self.image_size),
             k,
             temperature: self.temperature,
             preprocess: self.preprocess,
             image_size: self.image_size,
             feature: self.feature,
             dtype: self.dtype,
-            positions: "bicubic to the grid's size, as HF Dinov2 does".to_owned(),
+            positions: self.positions,
             ties: "neighbours by similarity, then index; classes by score, then id".to_owned(),
         }
     }

@@ -43,6 +43,17 @@ pub enum Event {
         /// Number of values that training may change, added tensors included, projections not.
         trainable: u64,
     },
+    /// The captions have been read, and their images compared with the evaluation's.
+    Captions {
+        /// Name of the asset.
+        asset: String,
+        /// sha256 over the ordered (pixel sha256, caption) list.
+        digest: String,
+        /// Images to train on.
+        images: u64,
+        /// Distinct captions.
+        distinct: u64,
+    },
     /// The attempt enters a phase.
     Phase {
         /// The phase that begins.
@@ -54,6 +65,16 @@ pub enum Event {
         step: u64,
         /// Value by metric name.
         values: BTreeMap<String, f64>,
+    },
+    /// Training diverged and goes on from an earlier step with lower rates: the values beyond that step are taken
+    /// back, and their steps come again.
+    RolledBack {
+        /// The step after which training goes on.
+        step: u64,
+        /// Rollbacks of this training so far, this one included.
+        rollbacks: u32,
+        /// What diverged, in a sentence.
+        reason: String,
     },
     /// How far the phase is.
     Progress(RunProgress),

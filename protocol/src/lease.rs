@@ -33,7 +33,7 @@ pub struct RegisterWorker {
 pub struct AssetSummary {
     /// Name that specs use.
     pub name: String,
-    /// `weights`, `text_encoder`, `captions` or `dataset`.
+    /// `weights`, `text_encoder`, `language_model`, `captions` or `dataset`.
     pub kind: String,
     /// As figures show it.
     pub title: String,

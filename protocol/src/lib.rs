@@ -11,7 +11,7 @@ mod state;
 mod validate;
 
 pub use alpha::Alpha;
-pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Preprocess, Protocol, Role};
+pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Positions, Preprocess, Protocol, Role};
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream, hex};
 pub use lease::{
@@ -19,8 +19,8 @@ pub use lease::{
     LeaseGrant, LeaseRequest, Order, Outcome, RegisterWorker, RenewedLease, ResumeFrom,
 };
 pub use spec::{
-    AdapterInit, Captions, Contrastive, Kind, Method, Objective, Schedule, Spec, Training, WeightSource,
-    Weights,
+    AdapterInit, Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Method,
+    Objective, Reconstruction, Schedule, Spec, Training, View, WeightSource, Weights,
 };
 pub use state::{AttemptState, Phase, RunState, WorkerState};
 pub use validate::{Problem, parse_spec};

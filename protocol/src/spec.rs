@@ -1,7 +1,7 @@
 //! The spec: the typed description of a run. What was POSTed, with every default filled in, so that a spec read
 //! years later still says everything that decided the result.
 
-use crate::Evaluation;
+use crate::{Dtype, Evaluation};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -33,16 +33,16 @@ pub struct Spec {
     pub note: String,
     /// θ0 and θ1.
     pub weights: Weights,
-    /// What is made trainable (finetune).
+    /// What is made trainable (finetune). A pretraining trains everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
-    /// The image-caption pairs (finetune).
+    /// The images and their captions (finetune, pretrain).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captions: Option<Captions>,
-    /// The weighted sum of losses (finetune).
+    /// The weighted sum of losses (finetune, pretrain).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
-    /// The training loop (finetune).
+    /// The training loop (finetune, pretrain).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
     /// The α sweep.
@@ -53,13 +53,15 @@ pub struct Spec {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
+    /// Trains a fresh encoder as a masked autoencoder, keeps encoder and decoder, then evaluates it.
+    Pretrain,
     /// Fine-tunes θ0, keeps the checkpoint, then sweeps α.
     Finetune,
     /// Sweeps α between two sets of weights that exist already.
     Evaluate,
 }
 
-/// The two ends of the line. `theta1` is given for `evaluate` only; a finetune run makes its own.
+/// The two ends of the line. `theta1` is given for `evaluate` only; the other kinds make their own.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Weights {
@@ -80,6 +82,24 @@ pub enum WeightSource {
     Blob(String),
     /// A file on the submitter's machine. `causeway submit` uploads it and sends `blob` instead; the server refuses it.
     File(String),
+    /// Random values under the run's seed: what a pretraining starts from.
+    Fresh(Architecture),
+}
+
+/// A vision transformer to be made. Heads are as wide as dim / heads, the MLP is four times as wide as a token.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// Width of a token.
+    pub dim: u32,
+    /// Number of blocks.
+    pub depth: u32,
+    /// Attention heads of a block.
+    pub heads: u32,
+    /// Side of a patch, pixels.
+    pub patch: u32,
+    /// Side of the images its position table is made for, pixels.
+    pub image_size: u32,
 }
 
 /// What is made trainable.
@@ -121,16 +141,92 @@ pub enum AdapterInit {
 pub struct Captions {
     /// Name of the captions asset.
     pub asset: String,
-    /// Name of the text encoder asset. Frozen; each caption is embedded once.
-    pub text_encoder: String,
+    /// Name of the text encoder asset that the contrastive loss needs. Frozen; each caption is embedded once.
+    #[serde(default)]
+    pub text_encoder: Option<String>,
+    /// Train on so many of the images only, chosen by `subset_seed`; all by default.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Seed of that choice: apart from the run's seed, so that seeds compare on the same images.
+    #[serde(default)]
+    pub subset_seed: u64,
+    /// Train although some of the images are also in an evaluation dataset.
+    #[serde(default)]
+    pub allow_leaks: bool,
 }
 
-/// The loss: a weighted sum. One term so far.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+/// The loss: the weighted sum of those terms that are given, one at least.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Objective {
     /// Symmetric contrastive loss between image features and caption embeddings.
-    pub contrastive: Contrastive,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrastive: Option<Contrastive>,
+    /// Masked patches reconstructed from the visible ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconstruction: Option<Reconstruction>,
+    /// The caption's likelihood under a frozen language model that is shown the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caption: Option<Captioning>,
+}
+
+/// What an encoder is given of an image.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    /// The whole image.
+    #[default]
+    Full,
+    /// The patches that the reconstruction leaves visible: one pass serves both losses.
+    Visible,
+}
+
+/// The masked autoencoder's loss (arXiv 2111.06377): mean squared error over the removed patches of a batch.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reconstruction {
+    /// Weight of the term.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Share of the patches that is removed.
+    #[serde(default = "default_mask_ratio")]
+    pub mask_ratio: f64,
+    /// Each patch's values less their mean, over their deviation; otherwise the pixels as the encoder sees them.
+    #[serde(default = "yes")]
+    pub norm_pix: bool,
+    /// The decoder where the weights of θ0 bring none.
+    #[serde(default)]
+    pub decoder: Decoder,
+}
+
+/// A fresh decoder; MAE's own by default.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Decoder {
+    /// Width of a token.
+    #[serde(default = "default_decoder_dim")]
+    pub dim: u32,
+    /// Number of blocks.
+    #[serde(default = "default_decoder_depth")]
+    pub depth: u32,
+    /// Attention heads of a block.
+    #[serde(default = "default_decoder_heads")]
+    pub heads: u32,
+}
+
+/// −log p(caption | image) a token, under a frozen language model that reads the encoder's tokens through a linear map
+/// (LiMBeR, arXiv 2209.15162).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Captioning {
+    /// Weight of the term.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Name of the language model asset.
+    pub language_model: String,
+    /// Which tokens the language model is shown.
+    #[serde(default)]
+    pub view: View,
 }
 
 /// ½ [CE(s·V Tᵀ, I) + CE(s·T Vᵀ, I)] over a batch; V and T are projected and L2-normalised.
@@ -146,6 +242,9 @@ pub struct Contrastive {
     /// Initial temperature τ; s = 1/τ is learned and kept at or below 100.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
+    /// What of the image is compared with the caption.
+    #[serde(default)]
+    pub view: View,
 }
 
 /// The training loop: AdamW, warm-up, clipping.
@@ -154,12 +253,21 @@ pub struct Contrastive {
 pub struct Training {
     /// Optimiser steps.
     pub steps: u64,
-    /// Pairs per step.
+    /// Pairs per forward pass; the contrastive loss compares these with each other.
     #[serde(default = "default_batch_size")]
     pub batch_size: u32,
+    /// Forward passes per step, their gradients averaged. It stretches memory, not the contrast.
+    #[serde(default = "default_accumulate")]
+    pub accumulate: u32,
+    /// Arithmetic of encoder and decoder. Weights, moments and losses are f32; f16 scales the loss dynamically.
+    #[serde(default)]
+    pub dtype: Dtype,
     /// Peak rate of the encoder's tensors.
     pub learning_rate: f64,
-    /// Peak rate of the projections and the temperature.
+    /// What the encoder's rate is multiplied by from each layer to the one before it; 1 gives all the same.
+    #[serde(default = "one")]
+    pub layer_decay: f64,
+    /// Peak rate of what is trained beside the encoder: projections, temperature, decoder, linear map.
     #[serde(default = "default_head_learning_rate")]
     pub head_learning_rate: f64,
     /// AdamW's decoupled decay; none on biases, norms, scales and gates.
@@ -183,6 +291,20 @@ pub struct Training {
     /// Mirror half of the images.
     #[serde(default)]
     pub flip: bool,
+    /// Cut a random part of the image, of this share of its area at least and at most, before resizing; MAE's is
+    /// [0.2, 1]. The whole image by default.
+    #[serde(default)]
+    pub crop_scale: Option<(f64, f64)>,
+    /// Steps at the beginning in which the encoder stands still and only what reads it is trained. By default a tenth
+    /// of the steps where a fresh decoder meets a pretrained encoder, whose weights its noise would spoil; else none.
+    #[serde(default)]
+    pub encoder_frozen_steps: Option<u64>,
+    /// The checkpoint keeps the exponential moving average of the weights, with this decay.
+    #[serde(default)]
+    pub ema: Option<f64>,
+    /// When a training counts as diverged, and what is done then.
+    #[serde(default)]
+    pub divergence: Divergence,
     /// Steps between resume states.
     #[serde(default = "default_resume_every")]
     pub resume_every: u64,
@@ -195,8 +317,40 @@ pub enum Schedule {
     /// Half a cosine down to 0.
     #[default]
     Cosine,
+    /// A straight line down to 0.
+    Linear,
     /// Stays at the peak.
     Constant,
+}
+
+/// When a training counts as diverged, and what is done then. A loss or gradient that is no number always counts.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Divergence {
+    /// A loss of more than this many times the median of the last 20; never by default.
+    #[serde(default)]
+    pub spike: Option<f64>,
+    /// A gradient norm, before clipping, above this; never by default.
+    #[serde(default)]
+    pub gradient_norm: Option<f64>,
+    /// How often to go back to the last resume state with lower rates before the run fails.
+    #[serde(default)]
+    pub rollbacks: u32,
+    /// What the rates are multiplied by at each rollback.
+    #[serde(default = "default_lower")]
+    pub lower: f64,
+}
+
+impl Default for Divergence {
+    fn default() -> Divergence {
+        Divergence { spike: None, gradient_norm: None, rollbacks: 0, lower: default_lower() }
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder { dim: default_decoder_dim(), depth: default_decoder_depth(), heads: default_decoder_heads() }
+    }
 }
 
 impl Method {
@@ -214,6 +368,7 @@ impl Kind {
     /// The word used in SQL, JSON and pages.
     pub fn as_str(self) -> &'static str {
         match self {
+            Kind::Pretrain => "pretrain",
             Kind::Finetune => "finetune",
             Kind::Evaluate => "evaluate",
         }
@@ -226,11 +381,24 @@ impl Spec {
         let sources = [Some(&self.weights.theta0), self.weights.theta1.as_ref()];
         let weights = sources.into_iter().flatten().filter_map(|source| match source {
             WeightSource::Asset(name) => Some(name.as_str()),
-            WeightSource::Blob(_) | WeightSource::File(_) => None,
+            WeightSource::Blob(_) | WeightSource::File(_) | WeightSource::Fresh(_) => None,
         });
-        let captions = self.captions.iter().flat_map(|c| [c.asset.as_str(), c.text_encoder.as_str()]);
+        let language_model = self.objective.iter().filter_map(|objective| objective.caption.as_ref());
+        let captions = self.captions.iter().flat_map(|captions| {
+            std::iter::once(captions.asset.as_str()).chain(captions.text_encoder.as_deref())
+        });
+        let captions = captions.chain(language_model.map(|caption| caption.language_model.as_str()));
         let datasets = self.evaluation.datasets.iter().map(|dataset| dataset.asset.as_str());
         weights.chain(captions).chain(datasets).collect()
+    }
+
+    /// The word that names what is trained: the method's, `mae` for a pretraining, `evaluate` where nothing is.
+    pub fn trained(&self) -> &'static str {
+        match (self.kind, &self.method) {
+            (Kind::Pretrain, _) => "mae",
+            (Kind::Finetune, Some(method)) => method.as_str(),
+            _ => "evaluate",
+        }
     }
 
     /// Names of the blobs in the server's store that this run reads.
@@ -238,7 +406,7 @@ impl Spec {
         let sources = [Some(&self.weights.theta0), self.weights.theta1.as_ref()];
         let blobs = sources.into_iter().flatten().filter_map(|source| match source {
             WeightSource::Blob(sha256) => Some(sha256.as_str()),
-            WeightSource::Asset(_) | WeightSource::File(_) => None,
+            WeightSource::Asset(_) | WeightSource::File(_) | WeightSource::Fresh(_) => None,
         });
         blobs.collect()
     }
@@ -270,6 +438,30 @@ fn default_temperature() -> f64 {
 
 fn default_batch_size() -> u32 {
     32
+}
+
+fn default_accumulate() -> u32 {
+    1
+}
+
+fn default_mask_ratio() -> f64 {
+    0.75
+}
+
+fn default_decoder_dim() -> u32 {
+    512
+}
+
+fn default_decoder_depth() -> u32 {
+    8
+}
+
+fn default_decoder_heads() -> u32 {
+    16
+}
+
+fn default_lower() -> f64 {
+    0.5
 }
 
 fn default_head_learning_rate() -> f64 {

@@ -1,7 +1,7 @@
 //! The rules of a spec, all checked at once, each complaint naming the field and the rule it breaks. The server
 //! answers them as problem+json, the trainer prints them.
 
-use crate::{Kind, Method, Spec, WeightSource};
+use crate::{Alpha, Architecture, Decoder, Dtype, Kind, Method, Spec, View, WeightSource};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -26,6 +26,7 @@ impl std::fmt::Display for Problem {
 /// # Errors
 /// Every problem found; an unreadable document gives one.
 pub fn parse_spec(document: serde_json::Value) -> Result<Spec, Vec<Problem>> {
+    let alphas_given = !document["evaluation"]["alphas"].is_null();
     let mut spec: Spec = serde_path_to_error::deserialize(document).map_err(|error| {
         let path = error.path().to_string();
         vec![Problem {
@@ -34,8 +35,11 @@ pub fn parse_spec(document: serde_json::Value) -> Result<Spec, Vec<Problem>> {
         }]
     })?;
     if spec.name.is_empty() {
-        let what = spec.method.as_ref().map_or("evaluate", Method::as_str);
-        spec.name = format!("{what} seed {}", spec.seed);
+        spec.name = format!("{} seed {}", spec.trained(), spec.seed);
+    }
+    if spec.kind == Kind::Pretrain && !alphas_given {
+        // Nothing lies between random values and a trained encoder.
+        spec.evaluation.alphas = vec![Alpha::ZERO, Alpha::ONE];
     }
     let problems = spec.problems();
     if problems.is_empty() { Ok(spec) } else { Err(problems) }
@@ -47,6 +51,9 @@ const TEXT_MAX: usize = 200;
 const NOTE_MAX: usize = 10_000;
 /// Most tags on a run.
 const TAGS_MAX: usize = 50;
+/// What is wrong with a visible view where nothing is hidden.
+const VISIBLE_ALONE: &str =
+    "can be `visible` only beside objective.reconstruction, which decides what is visible";
 /// Most datasets in one evaluation.
 const DATASETS_MAX: usize = 32;
 /// Most α in one sweep.
@@ -75,46 +82,86 @@ impl Spec {
             format!("must be at most {}, the largest that JSON and SQL both keep", i64::MAX),
         );
         list.source("weights.theta0", &self.weights.theta0);
+        list.when(
+            self.kind != Kind::Pretrain && matches!(self.weights.theta0, WeightSource::Fresh(_)),
+            "weights.theta0.fresh",
+            "is for kind = \"pretrain\"; name an asset or a blob".into(),
+        );
         match self.kind {
-            Kind::Finetune => self.finetune_problems(&mut list),
+            Kind::Pretrain | Kind::Finetune => self.training_problems(&mut list),
             Kind::Evaluate => self.evaluate_problems(&mut list),
         }
         self.evaluation_problems(&mut list);
         list.0
     }
 
-    fn finetune_problems(&self, list: &mut Problems) {
-        let must = "must be given for kind = \"finetune\"";
+    fn training_problems(&self, list: &mut Problems) {
+        let kind = self.kind.as_str();
+        let must = format!("must be given for kind = \"{kind}\"");
         list.when(
             self.weights.theta1.is_some(),
             "weights.theta1",
-            "is what a finetune run makes; leave it out".into(),
+            format!("is what a {kind} run makes; leave it out"),
         );
-        list.when(self.method.is_none(), "method", must.into());
-        list.when(self.captions.is_none(), "captions", must.into());
-        list.when(self.objective.is_none(), "objective", must.into());
-        list.when(self.training.is_none(), "training", must.into());
+        let pretrain = self.kind == Kind::Pretrain;
+        let fresh = matches!(self.weights.theta0, WeightSource::Fresh(_));
+        list.when(
+            pretrain && !fresh,
+            "weights.theta0",
+            "must be `fresh` for kind = \"pretrain\": it starts from random values".into(),
+        );
+        list.when(
+            pretrain && self.method.is_some(),
+            "method",
+            "has no meaning for kind = \"pretrain\", which trains everything; leave it out".into(),
+        );
+        list.when(!pretrain && self.method.is_none(), "method", must.clone());
+        list.when(self.captions.is_none(), "captions", must.clone());
+        list.when(self.objective.is_none(), "objective", must.clone());
+        list.when(self.training.is_none(), "training", must);
         if let Some(Method::Adapter { rank, .. }) = &self.method {
             list.within("method.rank", f64::from(*rank), 1.0, 4096.0);
         }
         if let Some(captions) = &self.captions {
             list.text("captions.asset", &captions.asset, 1);
-            list.text("captions.text_encoder", &captions.text_encoder, 1);
+            if let Some(text_encoder) = &captions.text_encoder {
+                list.text("captions.text_encoder", text_encoder, 1);
+            }
+            if let Some(limit) = captions.limit {
+                list.within("captions.limit", limit as f64, 2.0, 1e12);
+            }
         }
-        if let Some(objective) = &self.objective {
-            let loss = &objective.contrastive;
-            list.positive("objective.contrastive.weight", loss.weight);
-            list.within(
-                "objective.contrastive.projection_dim",
-                f64::from(loss.projection_dim),
-                1.0,
-                65_536.0,
-            );
-            list.within("objective.contrastive.temperature", loss.temperature, 0.01, 10.0);
-        }
+        self.objective_problems(list);
         if let Some(training) = &self.training {
             list.within("training.steps", training.steps as f64, 1.0, 1e9);
             list.within("training.batch_size", f64::from(training.batch_size), 2.0, 65_536.0);
+            list.within("training.accumulate", f64::from(training.accumulate), 1.0, 65_536.0);
+            list.within("training.layer_decay", training.layer_decay, 0.01, 1.0);
+            if let Some((least, most)) = training.crop_scale {
+                list.when(
+                    !(least > 0.0 && least <= most && most <= 1.0),
+                    "training.crop_scale",
+                    format!("must be two shares of the area, 0 < least <= most <= 1, is [{least}, {most}]"),
+                );
+            }
+            if let Some(decay) = training.ema {
+                list.within("training.ema", decay, 0.0, 0.999_999);
+            }
+            if let Some(steps) = training.encoder_frozen_steps {
+                list.when(
+                    steps >= training.steps,
+                    "training.encoder_frozen_steps",
+                    "must be less than training.steps, or the encoder is never trained".into(),
+                );
+            }
+            if let Some(spike) = training.divergence.spike {
+                list.within("training.divergence.spike", spike, 1.000_001, 1e9);
+            }
+            if let Some(norm) = training.divergence.gradient_norm {
+                list.positive("training.divergence.gradient_norm", norm);
+            }
+            list.within("training.divergence.rollbacks", f64::from(training.divergence.rollbacks), 0.0, 20.0);
+            list.within("training.divergence.lower", training.divergence.lower, 0.001, 1.0);
             list.positive("training.learning_rate", training.learning_rate);
             list.positive("training.head_learning_rate", training.head_learning_rate);
             list.within("training.weight_decay", training.weight_decay, 0.0, 1e3);
@@ -129,6 +176,53 @@ impl Spec {
                 "must be at most training.steps".into(),
             );
         }
+    }
+
+    fn objective_problems(&self, list: &mut Problems) {
+        let Some(objective) = &self.objective else { return };
+        let (contrastive, caption) = (&objective.contrastive, &objective.caption);
+        let visible_alone = |view: View| view == View::Visible && objective.reconstruction.is_none();
+        let nothing = contrastive.is_none() && caption.is_none() && objective.reconstruction.is_none();
+        list.when(nothing, "objective", "must have a term: contrastive, reconstruction or caption".into());
+        if self.kind == Kind::Pretrain {
+            let alone = "is for finetune runs; a pretraining has the reconstruction alone";
+            list.when(contrastive.is_some(), "objective.contrastive", alone.into());
+            list.when(caption.is_some(), "objective.caption", alone.into());
+        }
+        if let Some(loss) = contrastive {
+            list.positive("objective.contrastive.weight", loss.weight);
+            list.within(
+                "objective.contrastive.projection_dim",
+                f64::from(loss.projection_dim),
+                1.0,
+                65_536.0,
+            );
+            list.within("objective.contrastive.temperature", loss.temperature, 0.01, 10.0);
+            list.when(visible_alone(loss.view), "objective.contrastive.view", VISIBLE_ALONE.into());
+        }
+        if let Some(loss) = &objective.reconstruction {
+            list.positive("objective.reconstruction.weight", loss.weight);
+            list.within("objective.reconstruction.mask_ratio", loss.mask_ratio, 0.01, 0.99);
+            let Decoder { dim, depth, heads } = loss.decoder;
+            list.shape("objective.reconstruction.decoder", dim, depth, heads);
+            list.when(dim % 4 != 0, "objective.reconstruction.decoder.dim", "must be a multiple of 4".into());
+        }
+        if let Some(loss) = caption {
+            list.positive("objective.caption.weight", loss.weight);
+            list.text("objective.caption.language_model", &loss.language_model, 1);
+            list.when(visible_alone(loss.view), "objective.caption.view", VISIBLE_ALONE.into());
+        }
+        let text_encoder = self.captions.as_ref().map(|captions| captions.text_encoder.is_some());
+        list.when(
+            contrastive.is_some() && text_encoder == Some(false),
+            "captions.text_encoder",
+            "must be given: the contrastive loss compares images with its embeddings".into(),
+        );
+        list.when(
+            contrastive.is_none() && text_encoder == Some(true),
+            "captions.text_encoder",
+            "is read by the contrastive loss only; leave it out".into(),
+        );
     }
 
     fn evaluate_problems(&self, list: &mut Problems) {
@@ -156,6 +250,11 @@ impl Spec {
             let again = datasets[..at].iter().any(|earlier| earlier.asset == dataset.asset);
             list.when(again, &format!("evaluation.datasets[{at}].asset"), "is named twice".into());
         }
+        list.when(
+            evaluation.dtype != Dtype::F32,
+            "evaluation.dtype",
+            "must be f32: the sweep computes in f32 only so far".into(),
+        );
         list.within("evaluation.alphas", evaluation.alphas.len() as f64, 1.0, ALPHAS_MAX as f64);
         let ascending = evaluation.alphas.windows(2).all(|pair| pair[0] < pair[1]);
         list.when(!ascending, "evaluation.alphas", "must ascend without repeats".into());
@@ -205,6 +304,14 @@ impl Problems {
         );
     }
 
+    /// Width, number of blocks and heads of a transformer.
+    fn shape(&mut self, field: &str, dim: u32, depth: u32, heads: u32) {
+        self.within(&format!("{field}.dim"), f64::from(dim), 4.0, 16_384.0);
+        self.within(&format!("{field}.depth"), f64::from(depth), 1.0, 256.0);
+        let divides = dim > 0 && dim.is_multiple_of(heads);
+        self.when(!divides, &format!("{field}.heads"), format!("must divide the width of {dim}, is {heads}"));
+    }
+
     fn source(&mut self, field: &str, source: &WeightSource) {
         match source {
             WeightSource::Asset(name) => self.text(&format!("{field}.asset"), name, 1),
@@ -223,6 +330,14 @@ impl Problems {
                 "is a path on the submitter's machine; `causeway submit` uploads it and sends `blob` instead"
                     .into(),
             ),
+            WeightSource::Fresh(Architecture { dim, depth, heads, patch, image_size }) => {
+                let field = format!("{field}.fresh");
+                self.shape(&field, *dim, *depth, *heads);
+                self.when(dim % 4 != 0, &format!("{field}.dim"), "must be a multiple of 4".into());
+                self.within(&format!("{field}.patch"), f64::from(*patch), 1.0, 64.0);
+                let whole = *patch > 0 && *image_size >= *patch && image_size % patch == 0;
+                self.when(!whole, &format!("{field}.image_size"), "must be a multiple of the patch".into());
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! the rates that earlier runs have reached.
 
 use crate::Result;
-use causeway_protocol::{Alpha, AssetSummary, Method, Spec};
+use causeway_protocol::{Alpha, AssetSummary, Spec};
 use serde::Serialize;
 use sqlx::{PgPool, types::Json};
 use std::collections::HashMap;
@@ -38,13 +38,16 @@ pub async fn estimate(pool: &PgPool, spec: &Spec) -> Result<Estimate> {
     let images: HashMap<String, u64> =
         rows.into_iter().flat_map(|assets| assets.0).map(|asset| (asset.name, asset.images)).collect();
     let steps = spec.training.as_ref().map_or(0, |training| training.steps);
-    let batch = spec.training.as_ref().map_or(0, |training| u64::from(training.batch_size));
+    let batch = spec
+        .training
+        .as_ref()
+        .map_or(0, |training| u64::from(training.batch_size) * u64::from(training.accumulate));
     let alphas = spec.evaluation.alphas.iter().filter(|alpha| **alpha != Alpha::ZERO).count() as u64;
     let zero = spec.evaluation.alphas.len() as u64 - alphas;
     let sizes: Option<Vec<u64>> =
         spec.evaluation.datasets.iter().map(|dataset| images.get(&dataset.asset).copied()).collect();
     let forwards = sizes.map(|sizes| sizes.iter().sum::<u64>() * (alphas + zero));
-    let method = spec.method.as_ref().map_or("evaluate", Method::as_str);
+    let method = spec.trained();
     let train = measured(pool, method, "train").await?;
     let sweep = measured(pool, method, "evaluate").await?;
     let seconds = |work: u64, rate: Option<f64>, fallback: f64| work as f64 / rate.unwrap_or(fallback);

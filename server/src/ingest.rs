@@ -37,6 +37,11 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
         shipped = line.seq;
         match line.event {
             Event::Metrics { step, values } => metrics.push((step, values)),
+            Event::RolledBack { step, rollbacks, .. } => {
+                insert_values(conn, lease, &metrics).await?;
+                metrics.clear();
+                take_back(conn, lease, step, rollbacks).await?;
+            }
             _ => take(conn, lease, line).await?,
         }
     }
@@ -50,7 +55,7 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
 
 async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Result<()> {
     match line.event {
-        Event::Metrics { .. } => Ok(()), // collected by the caller
+        Event::Metrics { .. } | Event::RolledBack { .. } => Ok(()), // the caller's
         Event::Started { environment, phase: _, resumed_step } => {
             let resumed = resumed_step.cast_signed();
             sqlx::query!(
@@ -87,6 +92,7 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                     format!("blob {}", &sha256[..12.min(sha256.len())])
                 }
                 causeway_protocol::WeightSource::File(path) => path.clone(),
+                causeway_protocol::WeightSource::Fresh(_) => format!("fresh, seed {}", spec.seed),
             };
             sqlx::query!(
                 "insert into backbone (digest, name, parameters) values ($1, $2, $3) on conflict do nothing",
@@ -108,6 +114,17 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                 lease.run_id,
                 digest,
                 trainable.cast_signed()
+            )
+            .execute(conn)
+            .await?;
+            Ok(())
+        }
+        Event::Captions { digest, images, .. } => {
+            sqlx::query!(
+                "update run set captions = $2, training_images = $3 where id = $1",
+                lease.run_id,
+                digest,
+                images.cast_signed()
             )
             .execute(conn)
             .await?;
@@ -325,6 +342,22 @@ async fn insert_values(
         &keys,
         &steps,
         &values
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Hides the values of this attempt beyond a step, which are going to come again: `n` counts the values of one step
+/// from 0, and what was taken back has a negative one.
+async fn take_back(conn: &mut PgConnection, lease: &Fenced, step: u64, rollbacks: u32) -> Result<()> {
+    sqlx::query!(
+        "update value v set n = -$4::integer from series s
+         where s.id = v.series_id and s.run_id = $1 and v.attempt = $2 and v.step > $3 and v.n = 0",
+        lease.run_id,
+        lease.attempt,
+        step.cast_signed(),
+        rollbacks.cast_signed()
     )
     .execute(conn)
     .await?;

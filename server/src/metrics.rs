@@ -62,7 +62,7 @@ pub async fn series(pool: &PgPool, run: Uuid, names: Option<&[String]>, after: i
          from series s join value v on v.series_id = s.id
          join attempt a on a.run_id = s.run_id and a.number = v.attempt
          where s.run_id = $1 and ($2::text[] is null or s.name = any($2)) and v.step > $3
-           and v.step <= coalesce(a.visible_through, v.step)
+           and v.step <= coalesce(a.visible_through, v.step) and v.n >= 0
          order by s.name, v.step, v.attempt, v.n limit $4",
         run,
         names,

@@ -7,13 +7,29 @@ use std::{fs, path::Path, process::Command, time::Instant};
 
 /// Requests of one kind that are timed.
 const REQUESTS: usize = 200;
+/// Times that a step's benchmark is repeated, in turns with PyTorch.
+const ROUNDS: usize = 2;
+/// Training steps of each.
+const STEPS: u64 = 10;
+/// A ViT-S/14's forward pass of one image at 98 px: 12 blocks of 50 tokens, 2 (12 dim² + 2 · 50 dim) operations each.
+const GFLOP_FORWARD: f64 = 12.0 * 50.0 * 2.0 * (12.0 * 384.0 * 384.0 + 100.0 * 384.0) / 1e9;
 /// Values in one metric batch.
 const VALUES: u64 = 1000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     server().await?;
-    sweep()
+    sweep()?;
+    if let Some(folder) = std::env::var_os("DATA") {
+        real_data(Path::new(&folder))?;
+    }
+    match std::env::var_os("PYTHON_WITH_TORCH") {
+        Some(python) => beside_torch(Path::new(&python)),
+        None => {
+            eprintln!("PYTHON_WITH_TORCH names no Python that has PyTorch: nothing is compared with it");
+            Ok(())
+        }
+    }
 }
 
 fn report(name: &str, value: f64, unit: &str, what: &str) {
@@ -139,13 +155,140 @@ fn sweep() -> Result<()> {
     Ok(())
 }
 
-fn trainer(command: &str, spec: &Value, folder: &Path, out: &Path, theta1: Option<&Path>) -> Result<()> {
+/// k-NN accuracy of the demo's backbone on data that is there and may not be passed on, and training on real captions.
+/// `DATA` holds `cifar10/` (binary records), `dtd10/` (class folders) and `coco_mini/` (a jsonl list), or some of them.
+fn real_data(data: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let assets = [
+        (
+            "cifar10",
+            "dataset",
+            "cifar10-binary",
+            "[dataset.bank]\nparts = ['train_5000.bin']\n[dataset.query]\nparts = ['test_1000.bin']",
+        ),
+        ("dtd10", "dataset", "class-folder", "[dataset]\nleave_one_out = true\n[dataset.bank]\npath = '.'"),
+        (
+            "coco_mini",
+            "captions",
+            "jsonl",
+            "[captions]\npaths = ['captions.jsonl']\nsplits = ['train', 'val']\ncaption = 'random'",
+        ),
+    ];
+    for (name, kind, format, table) in assets {
+        if !data.join(name).is_dir() {
+            continue;
+        }
+        let asset = folder.path().join("data").join(name);
+        fs::create_dir_all(&asset)?;
+        for entry in fs::read_dir(data.join(name))? {
+            let entry = entry?;
+            std::os::unix::fs::symlink(entry.path(), asset.join(entry.file_name()))?;
+        }
+        let about = format!("name = '{name}'\nkind = '{kind}'\nformat = '{format}'\ntitle = '{name}'");
+        fs::write(
+            asset.join("asset.toml"),
+            format!("{about}\nlicence = 'research'\nsource = 'DATA'\n{table}\n"),
+        )?;
+        let out = folder.path().join(format!("out-{name}"));
+        let mut spec = small_finetune();
+        if kind == "captions" {
+            spec["captions"]["asset"] = json!(name);
+            spec["training"] = json!({"steps": 20, "batch_size": 16, "learning_rate": 3e-3, "image_size": 98,
+                                      "crop_scale": [0.5, 1.0]});
+            spec["evaluation"] = json!({"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0],
+                                        "k": [1], "image_size": 14});
+        } else {
+            let theta = json!({"asset": "vit-s14-imgfocus"});
+            let evaluation = json!({"datasets": [{"asset": name, "role": "id"}], "alphas": [0], "k": [1, 10, 20],
+                                    "image_size": 98});
+            spec = json!({"experiment": "bench", "kind": "evaluate", "weights": {"theta0": theta, "theta1": theta},
+                          "evaluation": evaluation});
+        }
+        let command = if kind == "captions" { "train" } else { "evaluate" };
+        let start = Instant::now();
+        trainer(command, &spec, folder.path(), &out, Some(&folder.path().join("data")))?;
+        report(&format!("{name}_seconds"), start.elapsed().as_secs_f64(), "s", "the whole command");
+        for line in journal(&out, |line| line["event"] == "point" && kind == "dataset") {
+            let (k, n) = (line["protocol"]["k"].as_u64().context("k")?, line["n"].as_f64().context("n")?);
+            let accuracy = 100.0 * line["correct"].as_f64().context("correct")? / n;
+            report(
+                &format!("{name}_k{k}"),
+                accuracy,
+                "%",
+                &format!("top-1 at α = 0 over {n} images, 98 px direct, f32"),
+            );
+        }
+        let losses = journal(&out, |line| line["event"] == "metrics" && kind == "captions");
+        if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
+            let loss = |line: &Value| line["values"]["loss"].as_f64().unwrap_or(f64::NAN);
+            report(
+                &format!("{name}_loss"),
+                loss(last),
+                "nats",
+                &format!("contrastive, after 20 steps; {} at the first", loss(first)),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A training step beside the same step in eager PyTorch, in turns, and beside the machine's rate in one product.
+fn beside_torch(python: &Path) -> Result<()> {
+    let script = causeway_tests::repository().join("tests/benches/step.py");
+    let threads = std::thread::available_parallelism()?.get().to_string();
+    let folder = tempfile::tempdir()?;
+    for (method, dtype) in [("full", "f32"), ("adapter", "f32"), ("full", "bf16"), ("adapter", "bf16")] {
+        let (mut ours, mut theirs, mut gemm) = (Vec::new(), Vec::new(), 0.0f64);
+        for round in 0..ROUNDS {
+            let out = folder.path().join(format!("{method}-{dtype}-{round}"));
+            let mut spec = small_finetune();
+            (spec["name"], spec["method"]) = (json!(method), json!({ "kind": method }));
+            spec["training"] = json!({"steps": STEPS, "batch_size": 32, "learning_rate": 1e-4, "image_size": 98,
+                                      "dtype": dtype});
+            spec["evaluation"] = json!({"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0],
+                                        "k": [1], "image_size": 14});
+            trainer("train", &spec, folder.path(), &out, None)?;
+            let lines = journal(&out, |line| line["phase"] == "train" && line["event"] == "progress");
+            ours.extend(lines.iter().filter_map(|line| line["images_per_second"].as_f64()));
+            let output = Command::new(python)
+                .arg(&script)
+                .args([method, dtype, &STEPS.to_string(), &threads])
+                .output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let answer: Value = serde_json::from_slice(&output.stdout)?;
+            theirs.extend(
+                answer["images_per_second"].as_array().into_iter().flatten().filter_map(Value::as_f64),
+            );
+            gemm = gemm.max(answer["gemm_gflops"].as_f64().unwrap_or(0.0));
+        }
+        let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
+        let (ours, theirs) = (best(&ours), best(&theirs));
+        let cell = format!("{method}_{dtype}");
+        report(&format!("step_{cell}"), ours, "images/s", "ViT-S/14, 98 px, batch 32: the best second");
+        report(
+            &format!("step_{cell}_torch"),
+            theirs,
+            "images/s",
+            "the same step in eager PyTorch: the best step",
+        );
+        report(&format!("step_{cell}_ratio"), ours / theirs, "x", "ours against PyTorch's, in turns");
+        // Forward, back through the activations, and for `full` through the weights: 2.2 GFLOP each an image.
+        let passes = if method == "full" { 3.0 } else { 2.0 };
+        let share = ours * passes * GFLOP_FORWARD / gemm;
+        report(&format!("step_{cell}_gemm_share"), share, "x", "of the rate of the MLP's own product here");
+    }
+    Ok(())
+}
+
+fn trainer(command: &str, spec: &Value, folder: &Path, out: &Path, more: Option<&Path>) -> Result<()> {
     let file = folder.join("spec.toml");
     fs::write(&file, toml::to_string(spec)?)?;
     let mut run = Command::new(binary("causeway-trainer"));
     run.arg(command).arg(&file).arg("--data").arg(demo_data()).arg("--out").arg(out);
-    if let Some(theta1) = theta1 {
-        run.arg("--theta1").arg(theta1);
+    match more {
+        Some(more) if more.is_dir() => drop(run.arg("--data").arg(more)),
+        Some(theta1) => drop(run.arg("--theta1").arg(theta1)),
+        None => {}
     }
     let output = run.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

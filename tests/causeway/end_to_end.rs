@@ -96,3 +96,41 @@ async fn a_posted_run_trains_and_draws_its_curve_and_its_weights_can_be_scored_a
     assert_eq!(comparison["checkpoints"][0]["digest"], json!(checkpoint));
     Ok(())
 }
+
+#[tokio::test]
+async fn an_autoencoder_is_pretrained_and_then_fine_tuned_with_its_own_decoder() -> Result<()> {
+    let server = Server::start().await?;
+    let _trainer = Trainer::start(&server, &[])?;
+    let datasets = json!([{"asset": "digits-200", "role": "ood"}]);
+    let decoder = json!({"dim": 32, "depth": 1, "heads": 2});
+    let pretrain = json!({
+        "experiment": "from nothing", "kind": "pretrain",
+        "weights": {"theta0": {"fresh": {"dim": 64, "depth": 2, "heads": 2, "patch": 14, "image_size": 56}}},
+        "captions": {"asset": "tux-captions", "limit": 40, "subset_seed": 3},
+        "objective": {"reconstruction": {"decoder": decoder}},
+        "training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "image_size": 56, "flip": true,
+                     "crop_scale": [0.2, 1.0]},
+        "evaluation": {"datasets": datasets, "k": [1], "image_size": 56}
+    });
+    let id = server.submit(&pretrain).await?;
+    let run = server.wait_for_run(&id, &["succeeded"], 120).await?;
+    assert_eq!((run["method"].as_str(), run["training_images"].as_i64()), (Some("mae"), Some(40)));
+    let curves = server.get(&format!("/runs/{id}/curves")).await?;
+    assert_eq!(points(&curves, "digits-200", 1).iter().map(|point| point.0).collect::<Vec<_>>(), [0.0, 1.0]);
+
+    let mut finetune = pretrain.clone();
+    (finetune["kind"], finetune["method"]) = (json!("finetune"), json!({"kind": "adapter", "rank": 4}));
+    finetune["weights"]["theta0"] = json!({"blob": run["checkpoint"]});
+    finetune["captions"]["text_encoder"] = json!("minilm-l6");
+    finetune["objective"]["contrastive"] = json!({"view": "visible"});
+    finetune["evaluation"]["alphas"] = json!([0, 1]);
+    let next = server.submit(&finetune).await?;
+    server.wait_for_run(&next, &["succeeded"], 120).await?;
+    let metrics = server.get(&format!("/runs/{next}/metrics?names=loss/reconstruction,distance")).await?;
+    assert_eq!(metrics[1]["steps"].as_array().map(Vec::len), Some(6), "{metrics}");
+    assert!(
+        metrics[0]["values"][0].as_f64().unwrap() > 0.0,
+        "its own decoder needs no head start: {metrics}"
+    );
+    Ok(())
+}

@@ -4,24 +4,26 @@
 
 pub mod ending;
 pub mod environment;
+mod material;
 mod narrate;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
-use crate::data::captions::Captions;
-use crate::data::pixels::TrainingPixels;
-use crate::evaluate::sweep::{self, Sweep};
+use crate::device;
+use crate::evaluate::sweep::{self, Measured, Sweep};
 use crate::journal::Journal;
 use crate::methods;
-use crate::models::bert::TextEncoder;
-use crate::train::{self, Pairs, TrainRun};
+use crate::train::{self, TrainRun};
 use crate::weights::Backbone;
+use crate::weights::checkpoint::Recipe;
 use crate::weights::interpolate::Line;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Phase, Spec, WeightSource};
 use ending::Ending;
+use material::Material;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use tch::Device;
 
 /// Name of the assignment in the attempt's folder.
 const FILE_NAME: &str = "attempt.json";
@@ -113,19 +115,16 @@ struct Attempt<'a> {
     lease: LeaseGrant,
     environment: Environment,
     library: Library,
+    device: Device,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(folder: &'a Path, journal: &'a mut Journal) -> Result<Attempt<'a>> {
         let Assignment { lease, data, threads } = Assignment::read(folder)?;
-        ensure!(
-            lease.device.starts_with("cpu"),
-            "this build computes on the CPU; the lease is for the device `{}`",
-            lease.device
-        );
+        let device = device::open(&lease.device)?;
         tch::set_num_threads(threads as i32);
         tch::set_num_interop_threads(1);
-        let environment = environment::environment("cpu", threads);
+        let environment = environment::environment(&lease.device, threads);
         // Nothing of earlier attempts is hidden once training is over.
         let all_steps = lease.spec.training.as_ref().map_or(0, |training| training.steps);
         let resumed_step = match lease.phase {
@@ -134,24 +133,29 @@ impl<'a> Attempt<'a> {
         };
         let phase = lease.phase;
         tell(journal, Event::Started { environment: environment.clone(), phase, resumed_step })?;
-        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data) })
+        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device })
     }
 
     fn run(mut self) -> Result<()> {
         let spec = self.lease.spec.clone();
-        let backbone = Backbone::read(&self.weights(&spec.weights.theta0)?).context("loading θ0")?;
+        let backbone = match &spec.weights.theta0 {
+            WeightSource::Fresh(architecture) => Backbone::fresh(architecture, spec.seed),
+            source => Backbone::read(&self.weights(source)?),
+        };
+        let backbone = backbone.context("loading θ0")?;
         backbone.config.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
         self.tell(Event::Backbone {
             digest: backbone.digest.clone(),
             parameters: backbone.tensors.values(),
-            trainable: spec.method.as_ref().map_or(0, |method| methods::trainable_values(method, &backbone)),
+            trainable: Recipe::of(&spec).map_or(0, |recipe| methods::trainable_values(&recipe, &backbone)),
         })?;
         // Before training, so that a corrupt image is known now and not when the checkpoint is waiting for it.
-        let datasets = sweep::read_datasets(&self.library, &spec.evaluation)?;
+        let datasets =
+            sweep::read_datasets(&self.library, &spec.evaluation, self.environment.threads as usize)?;
 
         let theta1 = match (spec.kind, self.lease.phase) {
-            (Kind::Finetune, Phase::Train) => self.train(&spec, &backbone)?,
-            (Kind::Finetune, Phase::Evaluate) => {
+            (Kind::Finetune | Kind::Pretrain, Phase::Train) => self.train(&spec, &backbone, &datasets)?,
+            (Kind::Finetune | Kind::Pretrain, Phase::Evaluate) => {
                 let checkpoint = self.lease.checkpoint.clone();
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
             }
@@ -162,6 +166,7 @@ impl<'a> Attempt<'a> {
 
         self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
+        let line = line.with_positions(spec.evaluation.positions).to_device(self.device);
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         Sweep {
             evaluation: &spec.evaluation,
@@ -179,27 +184,21 @@ impl<'a> Attempt<'a> {
         tell(self.journal, event)
     }
 
-    /// Fine-tunes and returns the file of the checkpoint.
-    fn train(&mut self, spec: &Spec, backbone: &Backbone) -> Result<PathBuf> {
+    /// Trains and returns the file of the checkpoint.
+    fn train(&mut self, spec: &Spec, backbone: &Backbone, datasets: &[Measured]) -> Result<PathBuf> {
         self.tell(Event::Phase { phase: Phase::Train })?;
-        let (Some(named), Some(training)) = (&spec.captions, &spec.training) else {
-            bail!("a finetune run needs captions and training");
-        };
-        let captions = Captions::read(self.library.get(&named.asset, AssetKind::Captions)?)?;
-        let images = TrainingPixels::new(&captions.images, training.image_size as usize)
-            .with_context(|| format!("reading the images of `{}`", named.asset))?;
-        let text_encoder = self.library.get(&named.text_encoder, AssetKind::TextEncoder)?;
-        text_encoder.verify()?;
-        let embeddings = TextEncoder::open(&text_encoder.folder)
-            .and_then(|encoder| encoder.embed(&captions.distinct))
-            .with_context(|| format!("embedding the captions with `{}`", named.text_encoder))?; // [distinct, text]
+        let threads = self.environment.threads as usize;
+        let material = Material::read(spec, &self.library, datasets, self.device, threads)?;
+        self.tell(material.event(spec))?;
         let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;
         let checkpoint = train::train(TrainRun {
             spec,
             backbone,
-            pairs: Pairs { image: &|at| images.get(at), captions: &captions.rows, embeddings: &embeddings },
+            pairs: material.pairs(),
+            language_model: material.language_model.as_ref(),
             resume: resume.as_deref(),
             folder: self.folder,
+            device: self.device,
             journal: &mut |event| tell(self.journal, event),
         })?;
         Ok(self.folder.join(checkpoint.file))
@@ -211,9 +210,10 @@ impl<'a> Attempt<'a> {
             WeightSource::Asset(name) => {
                 let asset = self.library.get(name, AssetKind::Weights)?;
                 asset.verify()?;
-                Ok(asset.file_ending(".safetensors", "model.safetensors"))
+                Ok(asset.weights_file())
             }
             WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
+            WeightSource::Fresh(_) => bail!("fresh weights have no file"),
             WeightSource::File(path) => {
                 bail!("weights are named by asset or blob here, not by the path {path}")
             }

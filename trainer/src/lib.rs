@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod attempt;
 pub mod data;
+pub mod device;
 pub mod evaluate;
 pub mod journal;
 pub mod local;
@@ -12,7 +13,9 @@ pub mod models;
 pub mod objectives;
 pub mod optim;
 pub mod order;
+pub mod plan;
 pub mod random;
+pub mod spec_file;
 pub mod train;
 pub mod weights;
 

@@ -5,9 +5,10 @@ use crate::attempt::ending::Ending;
 use crate::attempt::{Assignment, BLOBS, WAIT_POLICY};
 use crate::data::asset::file_sha256;
 use crate::journal::JournalTail;
+use crate::spec_file;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{
-    Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom, Spec, parse_spec,
+    Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom, Spec,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -17,6 +18,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use uuid::Uuid;
 
+/// What a finished run leaves beside journal and checkpoint.
+const SUMMARY: &str = "summary.json";
 /// Journal lines read at once.
 const LINES: usize = 1000;
 
@@ -38,6 +41,8 @@ pub struct Local {
     pub seed: Option<u64>,
     /// Intra-op threads.
     pub threads: u32,
+    /// `cpu`, or `cuda:0` and so on.
+    pub device: String,
 }
 
 impl Local {
@@ -49,16 +54,21 @@ impl Local {
         let assignment = self.assignment(spec)?;
         assignment.write(&self.out)?;
         self.watch()?;
-        print!("{}", table(&read_journal(&self.out)?, &assignment.lease.spec));
+        let (lines, spec) = (read_journal(&self.out)?, &assignment.lease.spec);
+        let path = self.out.join(SUMMARY);
+        std::fs::write(&path, serde_json::to_vec_pretty(&summary(&lines, spec))?)
+            .with_context(|| format!("writing {}", path.display()))?;
+        print!("{}", table(&lines, spec));
+        println!(
+            "\n{} has spec, environment, digests, the last value of each metric, and the points",
+            path.display()
+        );
         Ok(())
     }
 
     /// The spec with its weight files turned into blobs, as submitting it would do.
     fn read_spec(&self) -> Result<Spec> {
-        let context = || format!("reading the spec {}", self.spec.display());
-        let text = std::fs::read_to_string(&self.spec).with_context(context)?;
-        let mut document: Value = toml::from_str(&text).with_context(context)?;
-        self.choose(&mut document).with_context(context)?;
+        let mut document = spec_file::read(&self.spec, self.variant, self.seed)?;
         if self.kind == Kind::Evaluate {
             document["kind"] = json!("evaluate");
             if let Some(fields) = document.as_object_mut() {
@@ -81,36 +91,14 @@ impl Local {
         if let Some(weights) = document["weights"].as_object_mut() {
             weights.retain(|_, source| !source.is_null());
         }
-        let spec = parse_spec(document).map_err(|problems| {
-            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!("{}:\n  {}", self.spec.display(), lines.join("\n  "))
-        })?;
+        let spec = spec_file::parse(&self.spec, document)?;
         ensure!(
-            spec.kind == self.kind,
+            (spec.kind == Kind::Evaluate) == (self.kind == Kind::Evaluate),
             "the spec is of kind {}; use `causeway-trainer {}`",
             spec.kind.as_str(),
-            if spec.kind == Kind::Finetune { "train" } else { "evaluate" }
+            if spec.kind == Kind::Evaluate { "evaluate" } else { "train" }
         );
         Ok(spec)
-    }
-
-    /// Makes one run of a spec that describes several: `[submit]` is for the server's client.
-    fn choose(&self, document: &mut Value) -> Result<()> {
-        let submit = document.as_object_mut().and_then(|fields| fields.remove("submit")).unwrap_or_default();
-        let variants = submit["variants"].as_array().cloned().unwrap_or_default();
-        match variants.get(self.variant.wrapping_sub(1)) {
-            Some(variant) => merge(document, variant),
-            None => ensure!(
-                self.variant == 1 && variants.is_empty(),
-                "there is no variant {}, the spec has {}",
-                self.variant,
-                variants.len()
-            ),
-        }
-        if let Some(seed) = self.seed {
-            document["seed"] = json!(seed);
-        }
-        Ok(())
     }
 
     /// Gives a weight file the place of a blob; its name there is its digest.
@@ -141,8 +129,8 @@ impl Local {
             run_id: Uuid::nil(),
             attempt: 1,
             epoch: 0,
-            device: "cpu".to_owned(),
-            phase: if spec.kind == Kind::Finetune { Phase::Train } else { Phase::Evaluate },
+            device: self.device.clone(),
+            phase: if spec.kind == Kind::Evaluate { Phase::Evaluate } else { Phase::Train },
             spec,
             resume: None,
             checkpoint: None,
@@ -204,22 +192,6 @@ impl Local {
     }
 }
 
-/// Puts the fields of one document over those of another, table by table. A method is replaced whole: the parameters
-/// of one have no meaning for the next.
-fn merge(document: &mut Value, over: &Value) {
-    match (document, over) {
-        (Value::Object(document), Value::Object(over)) => {
-            for (field, value) in over {
-                match document.get_mut(field) {
-                    Some(old) if field != "method" => merge(old, value),
-                    _ => drop(document.insert(field.clone(), value.clone())),
-                }
-            }
-        }
-        (document, over) => *document = over.clone(),
-    }
-}
-
 fn read_journal(folder: &Path) -> Result<Vec<JournalLine>> {
     let mut tail = JournalTail::new(folder);
     let mut lines = Vec::new();
@@ -240,6 +212,45 @@ fn known(point: &PointRecord) -> KnownPoint {
         protocol: point.protocol.id.clone(),
         alpha: point.alpha,
     }
+}
+
+/// Everything that one wants to know of a finished run without reading its journal.
+fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
+    let mut summary = json!({"spec": spec, "last": {}, "rollbacks": 0, "points": []});
+    let mut names = BTreeMap::new();
+    for line in lines {
+        match &line.event {
+            Event::Started { environment, .. } => summary["environment"] = json!(environment),
+            Event::Backbone { digest, parameters, trainable } => {
+                summary["backbone"] = json!({"digest": digest, "values": parameters, "trained": trainable});
+            }
+            Event::Captions { asset, digest, images, distinct } => {
+                summary["captions"] =
+                    json!({"asset": asset, "digest": digest, "images": images, "distinct": distinct});
+            }
+            Event::Metrics { step, values } => {
+                for (name, value) in values {
+                    summary["last"][name] = json!({"step": step, "value": value});
+                }
+            }
+            Event::RolledBack { rollbacks, .. } => summary["rollbacks"] = json!(rollbacks),
+            Event::Checkpoint { step, blob, .. } => {
+                summary["checkpoint"] = json!({"step": step, "blob": blob})
+            }
+            Event::Dataset { asset, digest, .. } => drop(names.insert(digest.as_str(), asset.as_str())),
+            Event::Point(point) => {
+                let dataset = names.get(point.dataset.as_str());
+                if let Some(points) = summary["points"].as_array_mut() {
+                    points.push(json!({
+                        "dataset": dataset, "protocol": point.protocol.id, "alpha": point.alpha, "n": point.n,
+                        "correct": point.correct, "correct_top5": point.correct_top5, "stamp": point.stamp
+                    }));
+                }
+            }
+            Event::Phase { .. } | Event::Progress(_) | Event::ResumeState { .. } => {}
+        }
+    }
+    summary
 }
 
 /// Accuracy by dataset, α and k, percent.
@@ -279,27 +290,4 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_variant_changes_fields_and_replaces_the_method() {
-        let mut document = json!({
-            "method": {"kind": "adapter", "rank": 8},
-            "training": {"steps": 10, "learning_rate": 1.0}
-        });
-        merge(
-            &mut document,
-            &json!({"method": {"kind": "film"}, "training": {"learning_rate": 2.0}, "seed": 3}),
-        );
-        let expected = json!({
-            "method": {"kind": "film"},
-            "training": {"steps": 10, "learning_rate": 2.0},
-            "seed": 3
-        });
-        assert_eq!(document, expected);
-    }
 }

@@ -5,7 +5,12 @@ use causeway_protocol::Kind;
 use causeway_trainer::agent::{self, Work};
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
+use causeway_trainer::data::check::Check;
 use causeway_trainer::local::Local;
+use causeway_trainer::models::vit::Activation;
+use causeway_trainer::plan::Plan;
+use causeway_trainer::weights::convert::Convert;
+use causeway_trainer::weights::source::Hints;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +38,22 @@ enum Command {
         #[arg(long)]
         theta1: Option<PathBuf>,
     },
+    /// What a spec would train: parameters by module, steps, memory and work, and every default.
+    Plan {
+        /// The spec, TOML.
+        spec: PathBuf,
+        #[command(flatten)]
+        data: DataArgs,
+        /// Which variant of a spec with `[[submit.variants]]`, from 1.
+        #[arg(long, default_value_t = 1)]
+        variant: usize,
+        /// Instead of the spec's seed.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Make an asset of published weights: DINO's, DINOv2's, MAE's, CLIP's, timm's or Hugging Face's, as .safetensors,
+    /// .pth, .pt or .bin.
+    Convert(ConvertArgs),
     /// What is under the data folders.
     #[command(subcommand)]
     Data(DataCommand),
@@ -50,6 +71,27 @@ enum DataCommand {
         #[command(flatten)]
         data: DataArgs,
     },
+    /// Look into a folder or file of images: what it holds, what cannot be read, what is there twice.
+    Check(CheckArgs),
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// An asset, or a folder for each class, CIFAR-10's binary files, idx files, a list (jsonl, COCO's json, cc3m's tsv,
+    /// ImageNet-Captions), tar shards.
+    path: PathBuf,
+    /// Folder of the images, where it is not beside the list.
+    #[arg(long)]
+    images: Option<PathBuf>,
+    /// Look for images that are there too: those of training in an evaluation dataset. May be given several times.
+    #[arg(long, num_args = 1..)]
+    against: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Threads that decode; all cores if not given.
+    #[arg(long, env = "CAUSEWAY_THREADS")]
+    threads: Option<u32>,
 }
 
 #[derive(Args)]
@@ -91,6 +133,42 @@ impl WorkArgs {
 }
 
 #[derive(Args)]
+struct ConvertArgs {
+    /// The file of weights.
+    #[arg(value_name = "SOURCE")]
+    file: PathBuf,
+    /// Folder of the new asset; it must not exist yet.
+    #[arg(long)]
+    out: PathBuf,
+    /// Name of the asset, as specs have it.
+    #[arg(long)]
+    name: String,
+    /// Title in figures; the name if not given.
+    #[arg(long)]
+    title: Option<String>,
+    /// Licence of the weights, SPDX where possible.
+    #[arg(long)]
+    licence: Option<String>,
+    /// Where the weights come from; the file's name if not given.
+    #[arg(long)]
+    source: Option<String>,
+    /// Key of the state dict in a checkpoint that holds several, such as `teacher` or `student`.
+    #[arg(long)]
+    key: Option<String>,
+    /// Activation of CLIP's weights where nothing beside the file tells it: `quick_gelu` for OpenAI's, `gelu` for most
+    /// others.
+    #[arg(long, value_parser = Activation::parse)]
+    activation: Option<Activation>,
+}
+
+impl ConvertArgs {
+    fn convert(self) -> Convert {
+        let ConvertArgs { file, out, name, title, licence, source, key, activation } = self;
+        Convert { file, out, name, title, licence, source, hints: Hints { key, activation } }
+    }
+}
+
+#[derive(Args)]
 struct LocalArgs {
     /// The spec, TOML.
     spec: PathBuf,
@@ -105,6 +183,9 @@ struct LocalArgs {
     /// Instead of the spec's seed.
     #[arg(long)]
     seed: Option<u64>,
+    /// Where to compute: `cpu`, or `cuda:0` and so on.
+    #[arg(long, env = "CAUSEWAY_DEVICE", default_value = "cpu")]
+    device: String,
     /// Threads of one forward pass; all cores if not given. Part of what decides a number's last bits.
     #[arg(long, env = "CAUSEWAY_THREADS")]
     threads: Option<u32>,
@@ -113,8 +194,8 @@ struct LocalArgs {
 impl LocalArgs {
     fn local(self, kind: Kind, theta1: Option<PathBuf>) -> Local {
         let threads = self.threads.unwrap_or_else(cores).max(1);
-        let LocalArgs { spec, data, out, variant, seed, .. } = self;
-        Local { spec, kind, data: data.data, out, theta1, variant, seed, threads }
+        let LocalArgs { spec, data, out, variant, seed, device, .. } = self;
+        Local { spec, kind, data: data.data, out, theta1, variant, seed, threads, device }
     }
 }
 
@@ -128,7 +209,12 @@ fn main() -> ExitCode {
         }
         Command::Train(args) => args.local(Kind::Finetune, None).run(),
         Command::Evaluate { local, theta1 } => local.local(Kind::Evaluate, theta1).run(),
+        Command::Plan { spec, data, variant, seed } => {
+            Plan { spec, data: data.data, variant, seed }.text().map(|text| print!("{text}"))
+        }
+        Command::Convert(args) => args.convert().run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),
+        Command::Data(DataCommand::Check(args)) => check(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,6 +223,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(args: CheckArgs) -> Result<()> {
+    let CheckArgs { path, images, against, json, threads } = args;
+    let threads = threads.unwrap_or_else(cores).max(1) as usize;
+    let good = Check { path, images, against, json, threads }.run()?;
+    anyhow::ensure!(good, "not everything is as it should be: see above");
+    Ok(())
 }
 
 fn list(folders: &[PathBuf]) -> Result<()> {

@@ -8,13 +8,36 @@ use tch::Tensor;
 
 /// Added to the denominator.
 const EPSILON: f64 = 1e-8;
+/// Name of the numbers of steps taken in a state.
+const STEPS: &str = "steps";
 
 /// AdamW over named tensors.
 #[derive(Debug)]
 pub struct AdamW {
     betas: (f64, f64),
-    steps: u64,
     parameters: Vec<Parameter>,
+    /// Steps taken, encoder and heads apart: the encoder may stand still at the beginning.
+    steps: [u64; 2],
+}
+
+/// Whose tensor it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// The encoder's, the method's modules included: part of the checkpoint.
+    Encoder,
+    /// What reads the encoder in training: projections, temperature, decoder, linear map.
+    Head,
+}
+
+/// What is special about a trained tensor.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Group {
+    /// Whose it is.
+    pub part: Part,
+    /// Peak learning rate.
+    pub rate: f64,
+    /// Decoupled weight decay; biases, norms, scales, gates and the two token tables are spared.
+    pub decay: f64,
 }
 
 #[derive(Debug)]
@@ -23,28 +46,24 @@ struct Parameter {
     value: Tensor,
     first_moment: Tensor,
     second_moment: Tensor,
-    /// Peak learning rate.
-    rate: f64,
-    /// Decoupled weight decay.
-    decay: f64,
+    group: Group,
 }
 
 impl AdamW {
     /// An optimiser of nothing yet.
     pub fn new(betas: (f64, f64)) -> AdamW {
-        AdamW { betas, steps: 0, parameters: Vec::new() }
+        AdamW { betas, parameters: Vec::new(), steps: [0; 2] }
     }
 
-    /// Takes a copy of `start` as a trained tensor and returns it, to be used in the loss. `decay` applies to
-    /// matrices; biases, norms, scales, gates and the two token tables are spared.
-    pub fn train(&mut self, name: &str, start: &Tensor, rate: f64, decay: f64) -> Tensor {
+    /// Takes a copy of `start` as a trained tensor and returns it, to be used in the loss.
+    pub fn train(&mut self, name: &str, start: &Tensor, group: Group) -> Tensor {
         let value = start.detach().copy().set_requires_grad(true);
+        let decay = if is_decayed(name, start) { group.decay } else { 0.0 };
         let parameter = Parameter {
             name: name.to_owned(),
             first_moment: start.detach().zeros_like(),
             second_moment: start.detach().zeros_like(),
-            rate,
-            decay: if is_decayed(name, start) { decay } else { 0.0 },
+            group: Group { decay, ..group },
             value: value.shallow_clone(),
         };
         self.parameters.push(parameter);
@@ -56,30 +75,35 @@ impl AdamW {
         self.parameters.iter().map(|parameter| parameter.value.numel() as u64).sum()
     }
 
-    /// ∂loss/∂θ for each trained tensor, in order.
+    /// ∂loss/∂θ for each trained tensor of these parts, in order.
     ///
     /// # Errors
     /// A trained tensor that the loss does not depend on.
-    pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
-        let values: Vec<&Tensor> = self.parameters.iter().map(|parameter| &parameter.value).collect();
+    pub fn gradients(&self, loss: &Tensor, parts: &[Part]) -> Result<Vec<Tensor>> {
+        let asked = || self.parameters.iter().filter(|parameter| parts.contains(&parameter.group.part));
+        let values: Vec<&Tensor> = asked().map(|parameter| &parameter.value).collect();
         let gradients = Tensor::f_run_backward(&[loss], &values, false, false)?;
-        for (gradient, parameter) in gradients.iter().zip(&self.parameters) {
+        for (gradient, parameter) in gradients.iter().zip(asked()) {
             ensure!(gradient.defined(), "the loss does not depend on {}", parameter.name);
         }
         Ok(gradients)
     }
 
-    /// One step against the gradients, with every peak rate times `factor`.
-    pub fn step(&mut self, gradients: &[Tensor], factor: f64) {
-        self.steps += 1;
+    /// One step of these parts against their gradients, with every peak rate times `factor`.
+    pub fn step(&mut self, gradients: &[Tensor], parts: &[Part], factor: f64) {
+        parts.iter().for_each(|part| self.steps[*part as usize] += 1);
         let (beta1, beta2) = self.betas;
-        let correction1 = 1.0 - beta1.powf(self.steps as f64);
-        let correction2 = 1.0 - beta2.powf(self.steps as f64);
+        let corrections = self.steps.map(|steps| {
+            let of = |beta: f64| 1.0 - beta.powf(steps as f64);
+            (of(beta1), of(beta2))
+        });
+        let asked = self.parameters.iter_mut().filter(|parameter| parts.contains(&parameter.group.part));
         tch::no_grad(|| {
-            for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
-                let rate = parameter.rate * factor;
-                if parameter.decay > 0.0 {
-                    let _ = parameter.value.g_mul_scalar_(1.0 - rate * parameter.decay);
+            for (parameter, gradient) in asked.zip(gradients) {
+                let (correction1, correction2) = corrections[parameter.group.part as usize];
+                let rate = parameter.group.rate * factor;
+                if parameter.group.decay > 0.0 {
+                    let _ = parameter.value.g_mul_scalar_(1.0 - rate * parameter.group.decay);
                 }
                 let _ = parameter.first_moment.lerp_(gradient, 1.0 - beta1);
                 let _ = parameter.second_moment.g_mul_scalar_(beta2);
@@ -101,20 +125,23 @@ impl AdamW {
             state.insert(format!("first_moment/{name}"), parameter.first_moment.shallow_clone());
             state.insert(format!("second_moment/{name}"), parameter.second_moment.shallow_clone());
         }
+        state.insert(STEPS, Tensor::from_slice(&self.steps.map(u64::cast_signed)));
         state
     }
 
-    /// Goes back to a state taken after `steps` steps of the same tensors.
+    /// Goes back to a state of the same tensors; whatever else is in it is left alone.
     ///
     /// # Errors
     /// A state of other tensors.
-    pub fn restore(&mut self, state: &Tensors, steps: u64) -> Result<()> {
+    pub fn restore(&mut self, state: &Tensors) -> Result<()> {
+        let kept = state.names().filter(|name| name.starts_with("value/")).count();
         ensure!(
-            state.len() == 3 * self.parameters.len(),
-            "the state holds {} tensors, three for each of {} are needed",
-            state.len(),
+            kept == self.parameters.len(),
+            "the state holds {kept} trained tensors, {} are trained here",
             self.parameters.len()
         );
+        let steps = state.get(STEPS).with_context(|| format!("no {STEPS}"))?;
+        self.steps = [0, 1].map(|part| steps.int64_value(&[part]).cast_unsigned());
         for parameter in &mut self.parameters {
             let name = &parameter.name;
             let of = |what: &str| {
@@ -129,9 +156,20 @@ impl AdamW {
             })
             .with_context(|| format!("restoring {name}"))?;
         }
-        self.steps = steps;
         Ok(())
     }
+}
+
+/// What a layer's rate is multiplied by (arXiv 2106.08254, as MAE fine-tunes): 1 for what follows the blocks and
+/// `decay` for each layer further down; the embeddings are the layer below the first block.
+pub fn layer_factor(name: &str, depth: i64, decay: f64) -> f64 {
+    let block = || name.strip_prefix("blocks.")?.split('.').next()?.parse::<i64>().ok();
+    let layer = match name {
+        "cls_token" | "pos_embed" => 0,
+        _ if name.starts_with("patch_embed.") || name.starts_with("norm_pre.") => 0,
+        _ => block().map_or(depth + 1, |block| block + 1),
+    };
+    decay.powi((depth + 1 - layer) as i32)
 }
 
 /// Matrices are decayed; vectors and scalars (biases, norms, scales, gates, the temperature) and the class token and
@@ -155,7 +193,7 @@ pub fn clip(gradients: &mut [Tensor], max_norm: f64) -> f64 {
 }
 
 /// What the peak rates are multiplied by in the step after `step` steps: up a line over the warm-up, then half a
-/// cosine down to 0 or level.
+/// cosine or a straight line down to 0, or level.
 pub fn rate_factor(training: &Training, step: u64) -> f64 {
     let (warmup, steps) = (training.warmup_steps, training.steps);
     if step < warmup {
@@ -167,6 +205,7 @@ pub fn rate_factor(training: &Training, step: u64) -> f64 {
             let done = (step - warmup) as f64 / (steps - warmup).max(1) as f64;
             0.5 * (1.0 + (std::f64::consts::PI * done).cos())
         }
+        Schedule::Linear => 1.0 - (step - warmup) as f64 / (steps - warmup).max(1) as f64,
     }
 }
 
@@ -191,7 +230,7 @@ mod tests {
                 let matrix = Tensor::from_slice(&gradient(6, 7, step * 5, 11)).reshape([2, 3]);
                 let mut gradients = [matrix, Tensor::from_slice(&gradient(3, 3, step * 4, 7))];
                 let norm = clip(&mut gradients, 0.75);
-                optimiser.step(&gradients, rate_factor(&training(), step as u64));
+                optimiser.step(&gradients, &[Part::Encoder], rate_factor(&training(), step as u64));
                 norm
             })
             .collect()
@@ -200,8 +239,9 @@ mod tests {
     fn reference_optimiser() -> (AdamW, Tensor, Tensor) {
         let mut optimiser = AdamW::new((0.9, 0.98));
         let matrix = Tensor::from_slice(&[0.5f32, -0.25, 0.125, 1.0, -1.0, 0.0]).reshape([2, 3]);
-        let matrix = optimiser.train("matrix", &matrix, 0.02, 0.1);
-        let vector = optimiser.train("vector", &Tensor::from_slice(&[0.1f32, 0.2, -0.3]), 0.005, 0.1);
+        let group = |rate| Group { part: Part::Encoder, rate, decay: 0.1 };
+        let matrix = optimiser.train("matrix", &matrix, group(0.02));
+        let vector = optimiser.train("vector", &Tensor::from_slice(&[0.1f32, 0.2, -0.3]), group(0.005));
         (optimiser, matrix, vector)
     }
 
@@ -223,10 +263,10 @@ mod tests {
         let (mut first, _, _) = reference_optimiser();
         reference_steps(&mut first, 0..4);
         let (mut second, resumed, _) = reference_optimiser();
-        second.restore(&first.state(), 4).unwrap();
+        second.restore(&first.state()).unwrap();
         reference_steps(&mut second, 4..10);
         assert!(bitwise_equal(&resumed.detach(), &matrix.detach()));
-        assert!(second.restore(&Tensors::new(), 4).is_err());
+        assert!(second.restore(&Tensors::new()).is_err());
     }
 
     #[test]
@@ -248,12 +288,45 @@ mod tests {
     }
 
     #[test]
+    fn an_encoder_that_stood_still_takes_its_first_step_as_the_first() {
+        let start = Tensor::from_slice(&[1f32]);
+        let group = |part| Group { part, rate: 0.1, decay: 0.0 };
+        let mut optimiser = AdamW::new((0.9, 0.98));
+        let encoder = optimiser.train("encoder", &start, group(Part::Encoder));
+        let head = optimiser.train("head", &start, group(Part::Head));
+        let gradient = || Tensor::from_slice(&[0.5f32]);
+        for _ in 0..3 {
+            optimiser.step(&[gradient()], &[Part::Head], 1.0);
+        }
+        assert_eq!(encoder.double_value(&[0]), 1.0);
+        optimiser.step(&[gradient(), gradient()], &[Part::Encoder, Part::Head], 1.0);
+        // With its bias corrected, AdamW's first step has the length of the rate; so has each against one gradient.
+        assert!((encoder.double_value(&[0]) - 0.9).abs() < 1e-6);
+        assert!((head.double_value(&[0]) - 0.6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rates_decay_from_the_last_layer_to_the_embeddings() {
+        let factor = |name: &str| layer_factor(name, 12, 0.5);
+        assert_eq!(factor("norm.weight"), 1.0);
+        assert_eq!(factor("blocks.11.mlp.fc1.weight"), 0.5);
+        assert_eq!(factor("blocks.0.adapter.up.weight"), 0.5f64.powi(12));
+        assert_eq!(factor("pos_embed"), 0.5f64.powi(13));
+        assert_eq!(factor("patch_embed.proj.bias"), 0.5f64.powi(13));
+        assert_eq!(layer_factor("pos_embed", 12, 1.0), 1.0);
+    }
+
+    #[test]
     fn the_rate_rises_over_the_warm_up_and_ends_at_zero() {
         let mut training = training();
         let factors: Vec<f64> = (0..10).map(|step| rate_factor(&training, step)).collect();
         assert_eq!(factors[..4], [1.0 / 3.0, 2.0 / 3.0, 1.0, 1.0]);
         assert!(factors[3..].windows(2).all(|pair| pair[1] < pair[0]), "{factors:?}");
         assert!(factors[9] < 0.06 && rate_factor(&training, 10).abs() < 1e-12);
+        training.schedule = Schedule::Linear;
+        // Seven steps from 1 down to 0.
+        assert!((rate_factor(&training, 4) - 6.0 / 7.0).abs() < 1e-12);
+        assert!(rate_factor(&training, 10).abs() < 1e-12);
         training.schedule = Schedule::Constant;
         assert_eq!(rate_factor(&training, 9), 1.0);
         training.warmup_steps = 0;

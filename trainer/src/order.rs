@@ -1,5 +1,4 @@
-//! Which pairs a step sees, and which of them mirrored: a function of (seed, step) alone, so that a resumed run needs
-//! no generator state.
+//! Which pairs a step sees: a function of (seed, step) alone, so that a resumed run needs no generator state.
 
 use crate::weights::initial;
 
@@ -28,12 +27,6 @@ impl Order {
                 permutation.1[(place % self.pairs as u128) as usize]
             })
             .collect()
-    }
-
-    /// Which pairs of a step's batch are mirrored: each with probability ½.
-    pub fn mirrored(&self, step: u64) -> Vec<bool> {
-        let mut generator = initial::stream(self.seed, &format!("mirror/{step}"));
-        (0..self.batch).map(|_| generator.below(2) == 1).collect()
     }
 
     fn permutation(&self, epoch: u128) -> Vec<usize> {
@@ -66,10 +59,6 @@ mod tests {
         let far = order.batch(1_000_000);
         let _ = order.batch(2);
         assert_eq!(order.batch(1_000_000), far);
-        assert_eq!(order.mirrored(3), order.mirrored(3));
         assert_ne!(Order { seed: 6, ..order }.batch(0), order.batch(0));
-        let mirrored = (0..1000).flat_map(|step| order.mirrored(step)).filter(|mirrored| *mirrored).count();
-        // 3,000 coins: four standard deviations are 110.
-        assert!(mirrored.abs_diff(1500) < 110, "{mirrored}");
     }
 }

@@ -8,13 +8,18 @@ use tch::Tensor;
 
 /// The numbers under a path such as `adamw.matrix`, flattened.
 pub fn numbers(path: &str) -> Vec<f64> {
+    numbers_in(include_str!("../goldens/reference.json"), path)
+}
+
+/// The numbers under a path in another file of them.
+pub fn numbers_in(json: &str, path: &str) -> Vec<f64> {
     fn flatten(value: &Value, into: &mut Vec<f64>) {
         match value {
             Value::Array(items) => items.iter().for_each(|item| flatten(item, into)),
             other => into.push(other.as_f64().unwrap()),
         }
     }
-    let all: Value = serde_json::from_str(include_str!("../goldens/reference.json")).unwrap();
+    let all: Value = serde_json::from_str(json).unwrap();
     let mut numbers = Vec::new();
     flatten(path.split('.').fold(&all, |value, key| &value[key]), &mut numbers);
     numbers
@@ -23,6 +28,13 @@ pub fn numbers(path: &str) -> Vec<f64> {
 /// The folder of one of the demo's models.
 pub fn model(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.deps/data").join(name);
+    assert!(folder.is_dir(), "{} is missing; set-up puts it there", folder.display());
+    folder
+}
+
+/// The folder of one of the tokenizers' vocabularies.
+pub fn vocabulary(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.deps/vocabularies").join(name);
     assert!(folder.is_dir(), "{} is missing; set-up puts it there", folder.display());
     folder
 }

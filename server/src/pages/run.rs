@@ -181,7 +181,7 @@ async fn latest(pool: &PgPool, run: Uuid) -> Result<Vec<(String, String)>> {
     let rows = sqlx::query!(
         r#"select s.name, v.value as "value!" from series s cross join lateral
              (select v.value from value v join attempt a on a.run_id = s.run_id and a.number = v.attempt
-              where v.series_id = s.id and v.step <= coalesce(a.visible_through, v.step)
+              where v.series_id = s.id and v.step <= coalesce(a.visible_through, v.step) and v.n >= 0
               order by v.attempt desc, v.step desc, v.n desc limit 1) v
            where s.run_id = $1 order by s.name"#,
         run
@@ -292,6 +292,8 @@ fn facts(run: &Run) -> Vec<(&'static str, String)> {
     let summary = &run.summary;
     let mut facts = vec![("method", summary.method.replace('_', " ")), ("seed", summary.seed.to_string())];
     facts.extend(run.trainable.map(|trainable| ("trainable values", format::count(trainable))));
+    facts.extend(run.training_images.map(|images| ("training images", format::count(images))));
+    facts.extend(run.captions.as_deref().map(|c| ("captions", format::short_digest(c).to_owned())));
     facts.extend(run.backbone.as_deref().map(|b| ("backbone", format::short_digest(b).to_owned())));
     facts.push(("attempts", format!("{} of at most {}", summary.attempts, summary.max_attempts)));
     facts.push(("priority", summary.priority.to_string()));

@@ -29,9 +29,9 @@ pub struct RunSummary {
     pub experiment: String,
     /// Name.
     pub name: String,
-    /// `finetune` or `evaluate`.
+    /// `pretrain`, `finetune` or `evaluate`.
     pub kind: String,
-    /// The method's word; `evaluate` for runs that train nothing.
+    /// The method's word; `mae` for a pretraining, `evaluate` for runs that train nothing.
     pub method: String,
     /// Seed.
     pub seed: i64,
@@ -81,6 +81,10 @@ pub struct Run {
     pub backbone: Option<String>,
     /// Values that training may change.
     pub trainable: Option<i64>,
+    /// Digest of the ordered (pixel sha256, caption) list it was trained on.
+    pub captions: Option<String>,
+    /// Images it was trained on.
+    pub training_images: Option<i64>,
     /// Steps the checkpoint was trained for.
     pub checkpoint_step: Option<i64>,
     /// Why a queued run waits.
@@ -193,7 +197,7 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
         r#"select r.id, r.experiment_id, e.name as experiment, r.name, r.kind, r.method, r.seed, r.state, r.phase,
                   r.priority, r.attempts, r.max_attempts, r.cancel_requested, r.reason, r.tags, r.checkpoint,
                   p.progress as "progress?", r.created_at, r.started_at, r.finished_at,
-                  r.spec, r.note, r.backbone, r.trainable, r.checkpoint_step
+                  r.spec, r.note, r.backbone, r.trainable, r.checkpoint_step, r.captions, r.training_images
            from run r join experiment e on e.id = r.experiment_id left join run_progress p on p.run_id = r.id
            where r.id = $1"#,
         id
@@ -244,6 +248,8 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
         note: row.note,
         backbone: row.backbone,
         trainable: row.trainable,
+        captions: row.captions,
+        training_images: row.training_images,
         checkpoint_step: row.checkpoint_step,
         waiting,
         attempt_list,

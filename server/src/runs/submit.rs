@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::IntoResponse,
 };
-use causeway_protocol::{Kind, Method, Phase, Problem, Spec, WeightSource, hex, parse_spec};
+use causeway_protocol::{Kind, Phase, Problem, Spec, WeightSource, hex, parse_spec};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
@@ -91,7 +91,7 @@ pub async fn insert_run(
     refuse_missing_blobs(&mut tx, spec).await?;
     let experiment_id = experiments::ensure_experiment(&mut tx, &spec.experiment).await?;
     let id = Uuid::now_v7();
-    let phase = if spec.kind == Kind::Finetune { Phase::Train } else { Phase::Evaluate };
+    let phase = if spec.kind == Kind::Evaluate { Phase::Evaluate } else { Phase::Train };
     sqlx::query!(
         "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority,
                           max_attempts, note, tags)
@@ -100,7 +100,7 @@ pub async fn insert_run(
         experiment_id,
         spec.name,
         spec.kind.as_str(),
-        spec.method.as_ref().map_or("evaluate", Method::as_str),
+        spec.trained(),
         i64::try_from(spec.seed).map_err(anyhow::Error::from)?,
         document,
         variant(spec)?,

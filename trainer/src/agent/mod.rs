@@ -11,7 +11,8 @@ mod supervise;
 
 use crate::attempt::environment::{VERSION, cores, host};
 use crate::data::asset::Library;
-use anyhow::{Context, Result, bail, ensure};
+use crate::device;
+use anyhow::{Context, Result, ensure};
 use causeway_protocol::{LeaseGrant, LeaseRequest, RegisterWorker};
 use client::{Client, Lease};
 use folder::Held;
@@ -85,8 +86,8 @@ struct Agent {
 impl Agent {
     async fn run(work: Work) -> Result<()> {
         ensure!(!work.devices.is_empty(), "a worker needs a device");
-        if let Some(other) = work.devices.iter().find(|device| !device.starts_with("cpu")) {
-            bail!("this build computes on the CPU; it cannot use the device `{other}`");
+        for name in &work.devices {
+            device::open(name)?;
         }
         let state = absolute(&work.state)?;
         let _lock = lock(&state)?;

@@ -269,8 +269,16 @@ mod tests {
         command.arg("attempt").arg(folder.path()).current_dir(folder.path()).stdin(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let pid = child.id() as i32;
-        let found = Process::find(folder.path()).unwrap();
-        assert_eq!(Some(found), Process::of(pid));
+        // On a busy machine the kernel shows a new program's command line a moment later than its process.
+        let patience = std::time::Instant::now() + Duration::from_secs(10);
+        let found = loop {
+            match Process::find(folder.path()) {
+                None if std::time::Instant::now() < patience => std::thread::sleep(Duration::from_millis(5)),
+                found => break found,
+            }
+        };
+        assert!(found.is_some());
+        assert_eq!(found, Process::of(pid));
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(Process::find(folder.path()), None);

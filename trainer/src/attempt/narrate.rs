@@ -27,6 +27,9 @@ fn line(event: &Event) -> Option<String> {
         Event::Backbone { digest, parameters, trainable } => {
             Some(format!("θ0 {digest:.12}: {parameters} values; {trainable} are trained"))
         }
+        Event::Captions { asset, digest, images, distinct } => {
+            Some(format!("captions {asset} {digest:.12}: {images} images, {distinct} distinct captions"))
+        }
         Event::Metrics { step, values } if *step == 1 || step % STEPS == 0 => {
             let loss = values.get("loss")?;
             Some(format!("step {step}: loss {loss:.4}"))
@@ -41,6 +44,9 @@ fn line(event: &Event) -> Option<String> {
         Event::Point(point) => {
             let percent = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
             Some(format!("  α {}, k {}: {percent:.1} %", point.alpha, point.protocol.k))
+        }
+        Event::RolledBack { step, rollbacks, reason } => {
+            Some(format!("{reason}: rollback {rollbacks}, going on from step {step} with lower rates"))
         }
         Event::Metrics { .. } | Event::Phase { .. } | Event::Progress(_) => None,
     }

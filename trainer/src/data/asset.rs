@@ -1,11 +1,12 @@
-//! Assets: folders with a manifest, `asset.toml`, that gives a name to weights, a text encoder, captions or a labelled
-//! dataset. Specs name assets and never paths; a worker reports which it holds under its data folders.
+//! Assets: folders with a manifest, `asset.toml`, that gives a name to weights, a text encoder, a language model,
+//! captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data
+//! folders.
 
 use super::{captions, dataset::Dataset};
 use crate::weights::digest::{HashingWriter, sha256_hex};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::AssetSummary;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub struct Manifest {
     pub files: Vec<ListedFile>,
     /// How a dataset is put together.
     pub dataset: Option<DatasetManifest>,
+    /// How captions are put together.
+    pub captions: Option<captions::CaptionsManifest>,
 }
 
 /// What an asset holds.
@@ -44,8 +47,10 @@ pub struct Manifest {
 pub enum AssetKind {
     /// A vision encoder: `model.safetensors`.
     Weights,
-    /// A text encoder: `model.safetensors` and `tokenizer.json`.
+    /// A text encoder: `model.safetensors`, `config.json` and a tokenizer.
     TextEncoder,
+    /// A causal language model, frozen: the same, or one `.gguf` file.
+    LanguageModel,
     /// Image-caption pairs.
     Captions,
     /// Labelled images.
@@ -53,13 +58,19 @@ pub enum AssetKind {
 }
 
 /// How an asset's files are to be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A vision transformer.
     Vit,
     /// A BERT encoder with WordPiece.
     Bert,
+    /// CLIP's text transformer with its byte pairs.
+    ClipText,
+    /// GPT-2 as Hugging Face keeps it.
+    Gpt2,
+    /// Llama and its like, from safetensors or GGUF.
+    Llama,
     /// One JSON object a line.
     Jsonl,
     /// A folder for each class.
@@ -68,6 +79,14 @@ pub enum Format {
     Idx,
     /// CIFAR-10's binary records.
     Cifar10Binary,
+    /// COCO's captions, or Karpathy's split of them.
+    CocoCaptions,
+    /// Conceptual Captions: caption, tab, URL.
+    Cc3mTsv,
+    /// Tar shards of images and captions.
+    Webdataset,
+    /// ImageNet-Captions.
+    ImagenetCaptions,
 }
 
 /// A file of an asset.
@@ -250,6 +269,13 @@ impl Asset {
         self.path(listed.map_or(expected, |file| &file.path))
     }
 
+    /// The file of an asset of weights: safetensors if it has such a file, else torch's.
+    pub fn weights_file(&self) -> PathBuf {
+        let listed = |ending: &&str| self.manifest.files.iter().any(|file| file.path.ends_with(*ending));
+        let ending = [".safetensors", ".pth", ".pt", ".bin"].into_iter().find(|ending| listed(ending));
+        self.file_ending(ending.unwrap_or(".safetensors"), "model.safetensors")
+    }
+
     /// Checks that the listed files are there.
     pub fn check_presence(&self) -> Result<()> {
         self.manifest.files.iter().try_for_each(|file| self.size(file).map(drop))
@@ -294,8 +320,8 @@ impl Asset {
 
     fn images(&self) -> Result<u64> {
         match self.manifest.kind {
-            AssetKind::Weights | AssetKind::TextEncoder => Ok(0),
-            AssetKind::Captions => Ok(captions::Captions::list(self)?.images.len() as u64),
+            AssetKind::Weights | AssetKind::TextEncoder | AssetKind::LanguageModel => Ok(0),
+            AssetKind::Captions => Ok(captions::count(self)? as u64),
             AssetKind::Dataset => Ok(Dataset::list(self)?.images().count() as u64),
         }
     }
@@ -303,12 +329,16 @@ impl Asset {
 
 impl Manifest {
     fn check(&self) -> Result<()> {
-        use AssetKind::{Captions, Dataset, TextEncoder, Weights};
-        use Format::{Bert, Cifar10Binary, ClassFolder, Idx, Jsonl, Vit};
+        use AssetKind::{Captions, Dataset, LanguageModel, TextEncoder, Weights};
+        use Format::{Bert, Cifar10Binary, ClassFolder, ClipText, Gpt2, Idx, Jsonl, Llama, Vit};
+        use Format::{Cc3mTsv, CocoCaptions, ImagenetCaptions, Webdataset};
         let fits = match self.kind {
             Weights => self.format == Vit,
-            TextEncoder => self.format == Bert,
-            Captions => self.format == Jsonl,
+            TextEncoder => matches!(self.format, Bert | ClipText),
+            LanguageModel => matches!(self.format, Gpt2 | Llama),
+            Captions => {
+                matches!(self.format, Jsonl | CocoCaptions | Cc3mTsv | Webdataset | ImagenetCaptions)
+            }
             Dataset => matches!(self.format, Jsonl | ClassFolder | Idx | Cifar10Binary),
         };
         ensure!(fits, "format {:?} does not go with kind = \"{}\"", self.format, self.kind.as_str());
@@ -322,7 +352,11 @@ impl Manifest {
             ),
             None => {}
         }
-        Ok(())
+        match &self.captions {
+            Some(_) if self.kind != Captions => bail!("[captions] goes with kind = \"captions\" only"),
+            Some(options) => options.check(self.format),
+            None => Ok(()),
+        }
     }
 }
 
@@ -332,6 +366,7 @@ impl AssetKind {
         match self {
             AssetKind::Weights => "weights",
             AssetKind::TextEncoder => "text_encoder",
+            AssetKind::LanguageModel => "language_model",
             AssetKind::Captions => "captions",
             AssetKind::Dataset => "dataset",
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// Endings of image files; others, such as a README, are passed over.
-const ENDINGS: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
+pub const ENDINGS: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
 
 /// The images below a folder with the names of their classes.
 pub fn read(folder: &Path) -> Result<Vec<(Source, String)>> {
@@ -29,7 +29,7 @@ pub fn read(folder: &Path) -> Result<Vec<(Source, String)>> {
 }
 
 /// Visible entries by name: the order that a file system lists them in differs from machine to machine.
-fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     let context = || format!("reading the folder {}", folder.display());
     let entries = std::fs::read_dir(folder).with_context(context)?;
     let mut paths = entries
@@ -41,7 +41,8 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn is_image(path: &Path) -> bool {
+/// Whether a file is one by its ending.
+pub fn is_image(path: &Path) -> bool {
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
     ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }

@@ -2,14 +2,17 @@
 //! in. Its digest names exactly what was measured: the pixels, the labels and the split, in order.
 
 use super::asset::{Asset, DatasetManifest, Format, Part};
-use super::image::{RgbImage, decode_file};
+use super::fingerprint::{Fingerprint, scan};
+use super::image::{RgbImage, decode, decode_file};
 use super::{cifar10, class_folder, idx, jsonl};
 use crate::random::SplitMix64;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where an image's pixels are.
@@ -21,6 +24,17 @@ pub enum Source {
         path: PathBuf,
         /// Its sha256.
         sha256: Option<String>,
+    },
+    /// An image file inside a tar.
+    Member {
+        /// The tar.
+        file: Arc<Path>,
+        /// The image's path in it.
+        name: String,
+        /// Where its bytes begin.
+        begin: u64,
+        /// How many there are.
+        length: u64,
     },
     /// `[height, width]` in a larger array.
     Grey {
@@ -51,6 +65,12 @@ impl Source {
     pub fn decode(&self) -> Result<RgbImage> {
         match self {
             Source::File { path, sha256 } => decode_file(path, sha256.as_deref()),
+            Source::Member { file, name, begin, length } => {
+                let place = || format!("the image {name} in {}", file.display());
+                let bytes = read_range(file, *begin, *length).with_context(place)?;
+                decode(&bytes)
+                    .with_context(|| format!("{} cannot be decoded; replace it or take it out", place()))
+            }
             Source::Grey { bytes, begin, width, height } => {
                 Ok(RgbImage::from_grey(*width, *height, &bytes[*begin..begin + width * height]))
             }
@@ -59,6 +79,28 @@ impl Source {
             }
         }
     }
+
+    /// What a report calls the image: its file, or its place in the array.
+    pub fn name(&self) -> String {
+        match self {
+            Source::File { path, .. } => path.display().to_string(),
+            Source::Member { file, name, .. } => format!("{}:{name}", file.display()),
+            Source::Grey { begin, width, height, .. } => format!("image {}", begin / (width * height).max(1)),
+            // A record of CIFAR has a label before its planes.
+            Source::Planes { begin, width, height, .. } => {
+                format!("record {}", begin / (3 * width * height + 1))
+            }
+        }
+    }
+}
+
+/// Some bytes of a file.
+pub fn read_range(path: &Path, begin: u64, length: u64) -> Result<Vec<u8>> {
+    let context = || format!("reading {length} bytes at byte {begin} of {}", path.display());
+    let file = File::open(path).with_context(context)?;
+    let mut bytes = vec![0; usize::try_from(length).with_context(context)?];
+    file.read_exact_at(&mut bytes, begin).with_context(context)?;
+    Ok(bytes)
 }
 
 /// An image and its class.
@@ -97,7 +139,7 @@ impl Dataset {
         let (bank, query, classes) = match asset.manifest.format {
             Format::Jsonl | Format::ClassFolder => named(asset, manifest),
             Format::Idx | Format::Cifar10Binary => numbered(asset, manifest),
-            Format::Vit | Format::Bert => bail!("it is no format of images"),
+            other => bail!("{other:?} is no format of labelled images"),
         }
         .with_context(context)?;
         let bank = subset(bank, &manifest.bank, &classes).with_context(context)?;
@@ -140,19 +182,33 @@ impl Dataset {
         self.bank.iter().chain(self.query.iter().flatten())
     }
 
-    /// sha256 over one line for each image in order, `pixel-sha256 label split`. Decodes every image, so that a
-    /// corrupt one is found before anything is computed.
-    pub fn digest(&self) -> Result<String> {
+    /// Decodes every image, in `threads` threads: a corrupt one is found before anything is computed. In the order of
+    /// [`Dataset::images`].
+    pub fn fingerprints(&self, threads: usize, done: &(dyn Fn(usize) + Sync)) -> Result<Vec<Fingerprint>> {
+        let sources: Vec<&Source> = self.images().map(|image| &image.source).collect();
+        let prints = scan(&sources, threads, done).into_iter().collect::<Result<_>>();
+        prints.with_context(|| format!("reading the images of the dataset `{}`", self.asset))
+    }
+
+    /// sha256 over one line for each image in order, `pixel-sha256 label split`.
+    pub fn digest_of(&self, fingerprints: &[Fingerprint]) -> String {
         let mut sha = Sha256::new();
-        let bank_split = if self.query.is_some() { "bank" } else { "leave_one_out" };
-        let splits = [(bank_split, Some(&self.bank)), ("query", self.query.as_ref())];
-        for (split, images) in splits {
-            for image in images.into_iter().flatten() {
-                let pixels = image.source.decode()?.pixel_digest();
-                sha.update(format!("{pixels} {} {split}\n", image.label));
-            }
+        for ((image, split), print) in self.images().zip(self.splits()).zip(fingerprints) {
+            sha.update(format!("{} {} {split}\n", print.pixel_digest(), image.label));
         }
-        Ok(hex(&sha.finalize()))
+        hex(&sha.finalize())
+    }
+
+    /// [`Dataset::digest_of`] its own images, decoded in this thread.
+    pub fn digest(&self) -> Result<String> {
+        Ok(self.digest_of(&self.fingerprints(1, &|_| ())?))
+    }
+
+    /// For each image the side of the dataset it is on.
+    pub fn splits(&self) -> impl Iterator<Item = &'static str> {
+        let bank = if self.query.is_some() { "bank" } else { "leave_one_out" };
+        let queries = self.query.as_ref().map_or(0, Vec::len);
+        std::iter::repeat_n(bank, self.bank.len()).chain(std::iter::repeat_n("query", queries))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::weights::digest::sha256_hex;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::hex;
-use image::{DynamicImage, ImageReader, Limits};
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 use sha2::{Digest, Sha256};
 use std::io::Cursor;
 use std::path::Path;
@@ -39,12 +39,17 @@ impl RgbImage {
 
     /// sha256 over width and height (u32, little endian) and the pixels: what a dataset's digest names an image by,
     /// whatever file format it came in.
-    pub fn pixel_digest(&self) -> String {
+    pub fn pixel_sha256(&self) -> [u8; 32] {
         let mut sha = Sha256::new();
         sha.update((self.width as u32).to_le_bytes());
         sha.update((self.height as u32).to_le_bytes());
         sha.update(&self.pixels);
-        hex(&sha.finalize())
+        sha.finalize().into()
+    }
+
+    /// [`RgbImage::pixel_sha256`], 64 hex digits.
+    pub fn pixel_digest(&self) -> String {
+        hex(&self.pixel_sha256())
     }
 }
 
@@ -69,8 +74,10 @@ pub fn decode_file(path: &Path, sha256: Option<&str>) -> Result<RgbImage> {
 /// Decodes PNG, JPEG, BMP or WebP, told apart by their first bytes.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    if reader.format().is_none() {
-        bail!("it is not a PNG, JPEG, BMP or WebP file");
+    match reader.format() {
+        None => bail!("it is not a PNG, JPEG, BMP or WebP file"),
+        Some(ImageFormat::Jpeg) => ensure!(is_whole_jpeg(bytes), "it was cut off: it has no end mark"),
+        Some(_) => {}
     }
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_MAX);
@@ -81,6 +88,30 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     ensure!(width > 0 && height > 0, "it has no pixels");
     let pixels = if image.color().has_alpha() { on_white(image) } else { image.into_rgb8().into_raw() };
     Ok(RgbImage { width, height, pixels })
+}
+
+/// Whether a JPEG goes on to its end mark. The decoder fills what is missing with grey and says nothing; Pillow refuses
+/// such a file, and training on grey would be no better.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    const MARK: u8 = 0xff;
+    const SCAN: u8 = 0xda;
+    const END: u8 = 0xd9;
+    // Past the segments before the first scan: a thumbnail in one of them has an end mark of its own.
+    let mut at = 2;
+    while let Some([MARK, kind, high, low]) = bytes.get(at..at + 4) {
+        match *kind {
+            // A byte of filling.
+            MARK => at += 1,
+            kind => {
+                at += 2 + usize::from(u16::from_be_bytes([*high, *low]));
+                if kind == SCAN {
+                    break;
+                }
+            }
+        }
+    }
+    // In a scan the mark's byte is followed by 0 unless it is one.
+    bytes.get(at..).is_some_and(|rest| rest.windows(2).rev().any(|pair| pair == [MARK, END]))
 }
 
 /// c·a + 255·(255 − a), divided by 255 and rounded to nearest: exact at both ends.
@@ -96,7 +127,7 @@ fn on_white(image: DynamicImage) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{GrayImage, ImageFormat, Luma, Rgba, RgbaImage};
+    use image::{GrayImage, Luma, Rgb, Rgba, RgbaImage};
 
     fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
@@ -127,6 +158,25 @@ mod tests {
         assert!(error.contains("damaged") && error.contains("fetch it again"), "{error}");
         let error = format!("{:#}", decode_file(&folder.path().join("b.png"), None).unwrap_err());
         assert!(error.contains("b.png") && error.contains("complete?"), "{error}");
+    }
+
+    #[test]
+    fn a_jpeg_that_was_cut_off_is_refused_as_pillow_does() {
+        let noisy =
+            image::RgbImage::from_fn(64, 48, |x, y| Rgb([(x * y) as u8, (x * 31) as u8, (y * 77) as u8]));
+        let mut bytes = Cursor::new(Vec::new());
+        noisy.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        let bytes = bytes.into_inner();
+        decode(&bytes).unwrap();
+        for end in [bytes.len() - 2, bytes.len() / 2] {
+            let error = decode(&bytes[..end]).unwrap_err().to_string();
+            assert!(error.contains("cut off"), "{error}");
+        }
+        // The whole file as a thumbnail in a comment of the half one, and something after the end.
+        let comment = [&[0xff, 0xfe], &(bytes.len() as u16 + 2).to_be_bytes()[..], &bytes].concat();
+        let with = |scan: &[u8]| [&bytes[..2], &comment, &scan[2..]].concat();
+        assert!(decode(&with(&bytes[..bytes.len() / 2])).is_err());
+        decode(&with(&[&bytes[..], b"trailing"].concat())).unwrap();
     }
 
     #[test]

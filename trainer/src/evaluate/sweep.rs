@@ -5,8 +5,8 @@
 use super::knn::{self, Question};
 use crate::data::asset::{AssetKind, Library};
 use crate::data::dataset::{Dataset, Labelled, Source};
+use crate::data::fingerprint::Fingerprint;
 use crate::data::pixels;
-use crate::models::vit;
 use crate::weights::interpolate::{Encoder, Line};
 use anyhow::{Context, Result};
 use causeway_protocol::{
@@ -14,7 +14,7 @@ use causeway_protocol::{
 };
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Most bytes of interpolated weights in memory at once. A sweep with more than that reads the images again for each
 /// group of α: 11 α of a ViT-B fit.
@@ -28,17 +28,20 @@ pub struct Measured {
     pub dataset: Dataset,
     /// The dataset's identity.
     pub digest: String,
+    /// What its images are recognised by, in the order of [`Dataset::images`].
+    pub fingerprints: Vec<Fingerprint>,
 }
 
 /// Reads every dataset of an evaluation: each file is checked and each image decoded, so that whatever is wrong with
 /// them is known before training begins.
-pub fn read_datasets(library: &Library, evaluation: &Evaluation) -> Result<Vec<Measured>> {
+pub fn read_datasets(library: &Library, evaluation: &Evaluation, threads: usize) -> Result<Vec<Measured>> {
     let read = |name: &str| {
         let asset = library.get(name, AssetKind::Dataset)?;
         asset.verify()?;
         let dataset = Dataset::list(asset)?;
-        let digest = dataset.digest()?;
-        anyhow::Ok(Measured { dataset, digest })
+        let fingerprints = dataset.fingerprints(threads, &|_| ())?;
+        let digest = dataset.digest_of(&fingerprints);
+        anyhow::Ok(Measured { dataset, digest, fingerprints })
     };
     let one = |name: &str| read(name).with_context(|| format!("reading the dataset `{name}`"));
     evaluation.datasets.iter().map(|dataset| one(&dataset.asset)).collect()
@@ -140,10 +143,12 @@ impl Sweep<'_> {
         let (how, size) = (self.evaluation.preprocess, self.evaluation.image_size as usize);
         let images: Vec<&Source> = dataset.images().map(|image| &image.source).collect();
         let batches: Vec<&[&Source]> = images.chunks(self.evaluation.batch_size as usize).collect();
+        let device = encoders.first().map_or(Device::Cpu, |encoder| encoder.tensors["cls_token"].device());
         let mut features: Vec<Vec<Tensor>> =
             encoders.iter().map(|_| Vec::with_capacity(batches.len())).collect();
         for (at, batch) in batches.iter().enumerate() {
-            let pixels = vit::normalise(&pixels::batch(batch.iter().copied(), how, size)?); // [batch, 3, size, size]
+            let pixels = pixels::batch(batch.iter().copied(), how, size)?.to_device(device);
+            let pixels = self.line.config().normalise(&pixels); // [batch, 3, size, size]
             for (encoder, features) in encoders.iter().zip(&mut features) {
                 features.push(encoder.features(&pixels));
                 let doing = || format!("{}, batch {} of {}", dataset.title, at + 1, batches.len());
@@ -152,7 +157,8 @@ impl Sweep<'_> {
                 }
             }
         }
-        Ok(features.iter().map(|batches| Tensor::cat(batches, 0)).collect())
+        // The votes are cheap, and the same on every machine.
+        Ok(features.iter().map(|batches| Tensor::cat(batches, 0).to_device(Device::Cpu)).collect())
     }
 
     fn points(

@@ -79,8 +79,7 @@ mod tests {
 
     #[test]
     fn a_vit_b_16_gets_165_984_values() {
-        let config =
-            VitConfig { dim: 768, depth: 12, mlp_dim: 3072, patch: 16, grid: 14, layer_scale: false };
+        let config = VitConfig::default();
         let without_scale = added(&config, 8, AdapterInit::Zero, false, 0).start;
         assert_eq!(without_scale.values(), 12 * (2 * 768 * 8 + 8 + 768));
         let with_scale = added(&config, 8, AdapterInit::Zero, true, 0).start;
@@ -90,7 +89,7 @@ mod tests {
     #[test]
     fn at_the_start_up_has_a_gradient_and_down_and_scale_have_none() {
         let backbone = tiny(true);
-        let vit = Vit { config: backbone.config.clone(), method: method(AdapterInit::Zero) };
+        let vit = Vit::new(&backbone.config, &method(AdapterInit::Zero));
         let mut tensors = backbone.tensors.share();
         let mut trained = Vec::new();
         for (name, start) in added(&backbone.config, 8, AdapterInit::Zero, true, 3).start.iter() {
@@ -112,7 +111,7 @@ mod tests {
     fn houlsby_starts_near_the_identity_but_its_theta0_is_the_identity() {
         let backbone = tiny(true);
         let method = method(AdapterInit::Houlsby);
-        let vit = Vit { config: backbone.config.clone(), method: method.clone() };
+        let vit = Vit::new(&backbone.config, &method);
         let added = added(&backbone.config, 8, AdapterInit::Houlsby, true, 3);
         let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
         let features = |added: &Tensors| {

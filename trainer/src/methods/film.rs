@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_vit_s_has_24_sites_and_18_432_values() {
-        let config = VitConfig { dim: 384, depth: 12, mlp_dim: 1536, patch: 14, grid: 37, layer_scale: true };
+        let config = VitConfig { dim: 384, layer_scale: true, ..VitConfig::default() };
         let added = added(&config).start;
         assert_eq!(added.names().filter(|name| name.ends_with("beta")).count(), 24);
         assert_eq!(added.values(), 18_432);

@@ -6,6 +6,7 @@ pub mod film;
 pub mod full;
 
 use crate::models::vit::VitConfig;
+use crate::weights::checkpoint::Recipe;
 use crate::weights::{Backbone, Tensors};
 use causeway_protocol::Method;
 use tch::Tensor;
@@ -49,11 +50,13 @@ pub fn trains(method: &Method, name: &str) -> bool {
 }
 
 /// Number of values that training may change, added ones included.
-pub fn trainable_values(method: &Method, backbone: &Backbone) -> u64 {
+pub fn trainable_values(recipe: &Recipe, backbone: &Backbone) -> u64 {
+    let method = &recipe.method;
     // The number does not depend on the seed.
     let added = added(method, &backbone.config, 0).start;
     let all = backbone.tensors.iter().chain(added.iter());
-    all.filter(|(name, _)| trains(method, name)).map(|(_, tensor)| tensor.numel() as u64).sum()
+    let trained = all.filter(|(name, _)| trains(method, name) && !recipe.fixes(name));
+    trained.map(|(_, tensor)| tensor.numel() as u64).sum()
 }
 
 /// Weight and bias of a block's LayerNorm under the method.
@@ -107,7 +110,7 @@ mod tests {
                 let mut tensors = backbone.tensors.share();
                 let start = added(method, &backbone.config, 7).start;
                 tensors.extend(start.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-                let vit = Vit { config: backbone.config.clone(), method: method.clone() };
+                let vit = Vit::new(&backbone.config, method);
                 assert!(bitwise_equal(&vit.features(&tensors, &pixels), &bare), "{method:?}");
             }
         }
@@ -116,7 +119,14 @@ mod tests {
     #[test]
     fn only_full_trains_the_backbone() {
         let backbone = tiny(true);
-        let trained = |method: &Method| trainable_values(method, &backbone);
+        let recipe: Recipe = serde_json::from_value(serde_json::json!({
+            "seed": 0, "method": {"kind": "full"}, "captions": {"asset": "a"}, "objective": {},
+            "training": {"steps": 1, "learning_rate": 1.0}
+        }))
+        .unwrap();
+        let trained = |method: &Method| {
+            trainable_values(&Recipe { method: method.clone(), ..recipe.clone() }, &backbone)
+        };
         assert_eq!(trained(&Method::Full {}), backbone.tensors.values());
         assert_eq!(trained(&Method::Film {}), 2 * 2 * 2 * 64);
         let adapter = Method::Adapter { rank: 4, init: AdapterInit::Zero, learned_scale: true };

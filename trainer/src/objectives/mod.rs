@@ -1,3 +1,168 @@
-//! Objectives: the losses that language supervises the encoder with, one a file.
+//! The objective: the weighted sum of the terms that a spec names. Each view of an image goes through the encoder once,
+//! whichever terms look at it. A caption is only ever what an image is compared with: no encoder here is given the
+//! caption that its output is scored against (methods.md §9).
 
+pub mod caption;
 pub mod contrastive;
+pub mod reconstruction;
+
+use crate::models::language::LanguageModel;
+use crate::models::vit::Vit;
+use crate::random::SplitMix64;
+use crate::train::TrainRun;
+use crate::weights::Tensors;
+use crate::weights::checkpoint::Recipe;
+use anyhow::{Context, Result};
+use caption::LinearMap;
+use causeway_protocol::{Captioning, Contrastive, View};
+use contrastive::Heads;
+use reconstruction::Autoencoder;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// The terms of an objective, with what each learns besides the encoder.
+pub struct Objectives<'a> {
+    contrastive: Option<(Contrastive, Heads)>,
+    reconstruction: Option<Autoencoder>,
+    caption: Option<(Captioning, LinearMap, &'a LanguageModel)>,
+}
+
+/// What a forward pass is given.
+pub struct Batch {
+    /// u8 [batch, 3, height, width].
+    pub pixels: Tensor,
+    /// The captions' embeddings, [batch, text]; for the contrastive loss.
+    pub embeddings: Option<Tensor>,
+    /// The captions' token ids; for the caption loss.
+    pub ids: Vec<Vec<i64>>,
+    /// Equal numbers for equal captions, [batch].
+    pub captions: Tensor,
+    /// What the masks are drawn from; for the reconstruction.
+    pub noise: Option<SplitMix64>,
+}
+
+/// One term of the loss.
+pub struct Term {
+    /// The word in specs and metrics.
+    pub name: &'static str,
+    /// Its weight in the sum.
+    pub weight: f64,
+    /// Its value, a scalar with its graph.
+    pub loss: Tensor,
+}
+
+impl<'a> Objectives<'a> {
+    /// The terms of a recipe at their start. `train` takes a named tensor into the optimiser and returns it.
+    ///
+    /// # Errors
+    /// A term that lacks what it compares with.
+    pub fn new(
+        run: &TrainRun<'a>,
+        recipe: &Recipe,
+        train: &mut dyn FnMut(&str, &Tensor) -> Tensor,
+    ) -> Result<Objectives<'a>> {
+        let (objective, config, seed) = (&recipe.objective, &run.backbone.config, recipe.seed);
+        let contrastive = objective.contrastive.as_ref().map(|spec| {
+            let embeddings = run.pairs.embeddings.context("the contrastive loss needs embedded captions")?;
+            let start = Heads::new(config.feature_dim(), embeddings.size()[1], spec, seed);
+            let heads = Heads {
+                image: train("heads/image", &start.image),
+                text: train("heads/text", &start.text),
+                logit_scale: train("heads/logit_scale", &start.logit_scale),
+            };
+            anyhow::Ok((spec.clone(), heads))
+        });
+        let reconstruction = objective.reconstruction.as_ref().map(|spec| {
+            Autoencoder::new(
+                spec,
+                run.backbone,
+                recipe.training.image_size,
+                recipe.training.dtype,
+                seed,
+                train,
+            )
+        });
+        let caption = objective.caption.as_ref().map(|spec| {
+            let model = run.language_model.context("the caption loss needs a language model")?;
+            let start = LinearMap::new(config.dim, model.dim(), seed);
+            let map = LinearMap {
+                weight: train("linear_map/weight", &start.weight),
+                bias: train("linear_map/bias", &start.bias),
+            };
+            anyhow::Ok((spec.clone(), map, model))
+        });
+        Ok(Objectives {
+            contrastive: contrastive.transpose()?,
+            reconstruction: reconstruction.transpose()?,
+            caption: caption.transpose()?,
+        })
+    }
+
+    /// The terms of a batch. With `standing`, no graph goes into the encoder: only what reads it learns.
+    ///
+    /// # Errors
+    /// A caption that the language model cannot be given.
+    pub fn losses(&self, vit: &Vit, encoder: &Tensors, batch: &Batch, standing: bool) -> Result<Vec<Term>> {
+        let pixels = vit.config.normalise(&batch.pixels); // f32 [batch, 3, height, width]
+        let masked = self.reconstruction.as_ref().zip(batch.noise.clone());
+        let masked = masked.map(|(autoencoder, noise)| (autoencoder, autoencoder.mask(&pixels, noise)));
+        let encode = || {
+            let input = pixels.to_kind(encoder["cls_token"].kind());
+            let visible = masked.as_ref().map(|(_, mask)| vit.tokens(encoder, &input, Some(&mask.visible)));
+            let whole = (self.caption_view() == Some(View::Full)).then(|| vit.tokens(encoder, &input, None));
+            let feature = self.contrastive.as_ref().map(|(spec, _)| match (spec.view, &visible, &whole) {
+                (View::Visible, Some(visible), _) => vit.feature_of(encoder, visible),
+                (View::Full, _, Some(whole)) => vit.feature_of(encoder, whole),
+                _ => vit.features(encoder, &input),
+            });
+            (visible, whole, feature)
+        };
+        let (visible, whole, feature) = if standing { tch::no_grad(encode) } else { encode() };
+        let mut terms = Vec::new();
+        if let (Some((spec, heads)), Some(feature), Some(embeddings)) =
+            (&self.contrastive, &feature, &batch.embeddings)
+        {
+            let loss = heads.loss(&feature.to_kind(Kind::Float), embeddings, &batch.captions);
+            terms.push(Term { name: "contrastive", weight: spec.weight, loss });
+        }
+        if let (Some((autoencoder, mask)), Some(visible)) = (&masked, &visible) {
+            let loss = autoencoder.loss(&pixels, visible, mask);
+            terms.push(Term { name: "reconstruction", weight: autoencoder.weight(), loss });
+        }
+        if let Some((spec, map, model)) = &self.caption
+            && let Some(tokens) = if spec.view == View::Full { &whole } else { &visible }
+        {
+            let patches = tokens.narrow(1, 1, tokens.size()[1] - 1).to_kind(Kind::Float);
+            let loss = caption::loss(model, &map.forward(&patches), &batch.ids)?;
+            terms.push(Term { name: "caption", weight: spec.weight, loss });
+        }
+        Ok(terms)
+    }
+
+    fn caption_view(&self) -> Option<View> {
+        self.caption.as_ref().map(|(spec, ..)| spec.view)
+    }
+
+    /// Keeps what is learned within its bounds; called after each step.
+    pub fn after_step(&mut self) {
+        if let Some((_, heads)) = &mut self.contrastive {
+            heads.clamp();
+        }
+    }
+
+    /// Metrics of what is learned besides the encoder.
+    pub fn values(&self) -> BTreeMap<String, f64> {
+        let heads = self.contrastive.iter();
+        heads.map(|(_, heads)| ("temperature".to_owned(), heads.temperature())).collect()
+    }
+
+    /// Whether the decoder, if there is one, starts from random values.
+    pub fn has_fresh_decoder(&self) -> bool {
+        self.reconstruction.as_ref().is_some_and(Autoencoder::has_fresh_decoder)
+    }
+
+    /// The decoder, if there is one.
+    pub fn autoencoder(&self) -> Option<&Autoencoder> {
+        self.reconstruction.as_ref()
+    }
+}

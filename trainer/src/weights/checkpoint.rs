@@ -5,7 +5,7 @@
 use super::{Backbone, Tensors, bitwise_equal, safetensors};
 use crate::models::vit::VitConfig;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::{BlobRef, Captions, Method, Objective, Spec, Training};
+use causeway_protocol::{BlobRef, Captions, Kind, Method, Objective, Spec, Training};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,6 +25,9 @@ pub struct Recipe {
     pub seed: u64,
     /// What is trained.
     pub method: Method,
+    /// The position table stays as it is: MAE's is computed, not learned.
+    #[serde(default)]
+    pub fixed_positions: bool,
     /// The pairs.
     pub captions: Captions,
     /// The loss.
@@ -39,18 +42,28 @@ impl Recipe {
     /// # Errors
     /// A spec that trains nothing.
     pub fn of(spec: &Spec) -> Result<Recipe> {
+        let method = match spec.kind {
+            Kind::Pretrain => Some(Method::Full {}),
+            Kind::Finetune | Kind::Evaluate => spec.method.clone(),
+        };
         let (Some(method), Some(captions), Some(objective), Some(training)) =
-            (&spec.method, &spec.captions, &spec.objective, &spec.training)
+            (method, &spec.captions, &spec.objective, &spec.training)
         else {
             bail!("a spec of kind {} has nothing to train", spec.kind.as_str());
         };
         Ok(Recipe {
             seed: spec.seed,
-            method: method.clone(),
+            fixed_positions: spec.kind == Kind::Pretrain,
+            method,
             captions: captions.clone(),
             objective: objective.clone(),
             training: training.clone(),
         })
+    }
+
+    /// Whether a tensor of the encoder is left alone, whatever the method says.
+    pub fn fixes(&self, name: &str) -> bool {
+        self.fixed_positions && name == "pos_embed"
     }
 }
 
@@ -148,7 +161,8 @@ mod tests {
         Recipe {
             seed: 4,
             method,
-            captions: Captions { asset: "pairs".to_owned(), text_encoder: "minilm".to_owned() },
+            fixed_positions: false,
+            captions: serde_json::from_value(json!({"asset": "pairs", "text_encoder": "minilm"})).unwrap(),
             objective: serde_json::from_value(json!({"contrastive": {}})).unwrap(),
             training: serde_json::from_value(json!({"steps": 9, "learning_rate": 1e-3})).unwrap(),
         }

@@ -1,12 +1,13 @@
 //! WiSE-FT (arXiv 2109.01903, §3): the straight line θ_α = (1 − α)·θ0 + α·θ1 between two sets of weights.
 
-use super::{Backbone, Tensors, bitwise_equal, checkpoint, names, safetensors};
+use super::source::{self, Hints};
+use super::{Backbone, Tensors, bitwise_equal, checkpoint};
 use crate::methods;
-use crate::models::vit::Vit;
+use crate::models::vit::{Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
-use causeway_protocol::{Alpha, Method};
+use causeway_protocol::{Alpha, Method, Positions};
 use std::path::Path;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The line between a backbone and a fine-tuned encoder.
 #[derive(Debug)]
@@ -51,17 +52,18 @@ impl Line {
     /// # Errors
     /// A damaged file, a checkpoint of another backbone, weights of another shape.
     pub fn open(backbone: &Backbone, theta1: &Path) -> Result<Line> {
-        let file = safetensors::read(theta1)?;
+        // Of the same function as θ0: an activation that the file does not tell is θ0's.
+        let hints = Hints { activation: Some(backbone.config.activation), ..Hints::default() };
+        let source = source::read(theta1, &hints)?;
         let context = || format!("reading weights {}", theta1.display());
-        if checkpoint::is_checkpoint(&file.metadata) {
-            let checkpoint = checkpoint::parse(file, backbone).with_context(context)?;
+        if checkpoint::is_checkpoint(&source.contents.metadata) {
+            let checkpoint = checkpoint::parse(source.contents, backbone).with_context(context)?;
             let method = checkpoint.recipe.method;
             return Line::new(backbone, method, checkpoint.theta1, checkpoint.theta0, checkpoint.digest)
                 .with_context(context);
         }
-        let digest = file.sha256;
-        let (tensors, _) = names::canonical(file.tensors).with_context(context)?;
-        let other = Backbone::new(tensors).with_context(context)?;
+        let digest = source.contents.sha256.clone();
+        let other = Backbone::of(source).with_context(context)?;
         ensure!(
             other.config == backbone.config,
             "{} holds {:?}, the backbone is {:?}",
@@ -113,13 +115,30 @@ impl Line {
                 moved.push(name.to_owned());
             }
         }
-        let vit = Vit { config: backbone.config.clone(), method };
+        let vit = Vit::new(&backbone.config, &method);
         Ok(Line { vit, theta0, theta1: ends, bare: backbone.tensors.share(), moved, digest })
     }
 
     /// The checkpoint's digest: the sha256 of the file θ1 came from.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The same line with its tensors on a device.
+    pub fn to_device(self, device: Device) -> Line {
+        let Line { theta0, theta1, bare, .. } = &self;
+        let [theta0, theta1, bare] = [theta0, theta1, bare].map(|tensors| tensors.to_device(device));
+        Line { theta0, theta1, bare, ..self }
+    }
+
+    /// The same line under another rule for the position table.
+    pub fn with_positions(self, positions: Positions) -> Line {
+        Line { vit: self.vit.with_positions(positions), ..self }
+    }
+
+    /// The encoder's architecture, which is the backbone's.
+    pub fn config(&self) -> &VitConfig {
+        &self.vit.config
     }
 
     /// The method at θ1's end; `full` for a full set of weights.
@@ -151,7 +170,10 @@ impl Line {
     /// The encoder at α. At α = 0 it is the bare backbone, without the method: it belongs to no run.
     pub fn encoder(&self, alpha: Alpha) -> Encoder {
         match alpha {
-            Alpha::ZERO => Encoder { vit: Vit::bare(&self.vit.config), tensors: self.bare.share() },
+            Alpha::ZERO => {
+                let vit = Vit::bare(&self.vit.config).with_positions(self.vit.positions);
+                Encoder { vit, tensors: self.bare.share() }
+            }
             _ => Encoder { vit: self.vit.clone(), tensors: self.at(alpha) },
         }
     }
@@ -168,8 +190,8 @@ fn mix(a: &Tensor, b: &Tensor, alpha: Alpha) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::vit::tiny;
-    use crate::weights::initial;
+    use crate::models::vit::{Activation, tiny, tiny_clip};
+    use crate::weights::{initial, safetensors};
     use causeway_protocol::AdapterInit;
     use std::collections::BTreeMap;
 
@@ -270,5 +292,22 @@ mod tests {
 
         let error = Line::open(&tiny(false), &path).unwrap_err().to_string();
         assert!(error.contains("layer_scale: true"), "{error}");
+    }
+
+    #[test]
+    fn both_ends_are_under_one_rule_for_positions_and_one_activation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("theta1.safetensors");
+        let backbone = tiny_clip(Activation::QuickGelu);
+        let theta1 = backbone.tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor * 1.25));
+        safetensors::write(&path, &theta1.collect(), &BTreeMap::new()).unwrap();
+        let line = Line::open(&backbone, &path).unwrap();
+        assert_eq!(line.config().activation, Activation::QuickGelu, "θ0's, for the file does not tell");
+        let pixels = initial::normal(1, "pixels", &[1, 3, 28, 42], 1.0);
+        let usual = [Alpha::ZERO, Alpha::ONE].map(|alpha| line.encoder(alpha).features(&pixels));
+        let line = line.with_positions(Positions::TimmAntialias);
+        for (alpha, usual) in [Alpha::ZERO, Alpha::ONE].into_iter().zip(usual) {
+            assert!(!bitwise_equal(&line.encoder(alpha).features(&pixels), &usual));
+        }
     }
 }

@@ -1,19 +1,26 @@
 //! Weights: named tensors, the files they live in, and the line between two sets of them.
 
 pub mod checkpoint;
+pub mod convert;
 pub mod digest;
+pub mod gguf;
 pub mod initial;
 pub mod interpolate;
 pub mod names;
+pub mod pickle;
 pub mod resume;
 pub mod safetensors;
+pub mod source;
+pub mod torch;
 
-use crate::models::vit::VitConfig;
+use crate::models::mae;
+use crate::models::vit::{Known, VitConfig};
 use anyhow::{Context, Result, ensure};
+use causeway_protocol::Architecture;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Tensors by name, in the order of their names, so that every walk over them is the same walk.
 #[derive(Debug, Default)]
@@ -70,6 +77,11 @@ impl Tensors {
         self.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
     }
 
+    /// The same tensors on a device.
+    pub fn to_device(&self, device: Device) -> Tensors {
+        self.iter().map(|(name, tensor)| (name.to_owned(), tensor.to_device(device))).collect()
+    }
+
     /// sha256 over name, dtype, shape and little-endian bytes of each tensor, by name. It depends on the values
     /// and their canonical names, not on the file or the naming they came from.
     ///
@@ -98,6 +110,15 @@ impl Extend<(String, Tensor)> for Tensors {
     }
 }
 
+impl IntoIterator for Tensors {
+    type Item = (String, Tensor);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Tensor>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl std::ops::Index<&str> for Tensors {
     type Output = Tensor;
 
@@ -119,41 +140,96 @@ pub fn bitwise_equal(a: &Tensor, b: &Tensor) -> bool {
 /// The pretrained encoder, θ0.
 #[derive(Debug)]
 pub struct Backbone {
-    /// Its architecture, read off the shapes.
+    /// Its architecture, read off the shapes and what the file tells beside them.
     pub config: VitConfig,
     /// θ0 under canonical names, f32.
     pub tensors: Tensors,
-    /// [`Tensors::digest`] of θ0: the backbone's identity.
+    /// The backbone's identity: [`Tensors::digest`] of θ0, and over that what decides its function besides shapes
+    /// where it is not the usual ([`VitConfig::beyond_shapes`]).
     pub digest: String,
+    /// MAE's decoder under the original's names, where the file holds one. No part of θ0 or its identity.
+    pub decoder: Tensors,
+    /// Attention heads of that decoder, where the file tells; the published ones have 16.
+    pub decoder_heads: Option<i64>,
     /// Keys of the file that no part of the encoder uses, such as a classifier.
     pub ignored: Vec<String>,
+    /// Random values: there is nothing in them that training could spoil.
+    pub is_fresh: bool,
 }
 
 impl Backbone {
-    /// Reads θ0 from a safetensors file in any naming that [`names`] knows.
+    /// Reads θ0 from a file that [`source`] reads in any naming that [`names`] knows.
     ///
     /// # Errors
-    /// A file that cannot be read, or keys that are unknown, missing or misshapen: all of them are listed.
+    /// A file that cannot be read, keys that are unknown, missing or misshapen (all of them are listed), or CLIP's
+    /// weights whose activation nothing tells.
     pub fn read(path: &Path) -> Result<Backbone> {
-        let file = safetensors::read(path)?;
-        let (tensors, ignored) =
-            names::canonical(file.tensors).with_context(|| format!("reading weights {}", path.display()))?;
-        let backbone =
-            Backbone::new(tensors).with_context(|| format!("reading weights {}", path.display()))?;
-        Ok(Backbone { ignored, ..backbone })
+        Backbone::read_with(path, &source::Hints::default())
+    }
+
+    /// The same, for a file that does not tell all by itself.
+    ///
+    /// # Errors
+    /// As [`Backbone::read`]; and hints that contradict the file.
+    pub fn read_with(path: &Path, hints: &source::Hints) -> Result<Backbone> {
+        let source = source::read(path, hints)?;
+        Backbone::of(source).with_context(|| format!("reading weights {}", path.display()))
+    }
+
+    /// The backbone in a file that has been read.
+    ///
+    /// # Errors
+    /// As [`Backbone::read`].
+    pub fn of(source: source::Source) -> Result<Backbone> {
+        let named = names::canonical(source.contents.tensors)?;
+        let backbone = Backbone::with(named.encoder, source.known)?;
+        let ignored = named.ignored.into_iter().chain(source.others).collect();
+        Ok(Backbone { decoder: named.decoder, ignored, ..backbone })
+    }
+
+    /// An encoder of random values, as MAE's pretraining begins with it.
+    ///
+    /// # Errors
+    /// Numbers that do not go together.
+    pub fn fresh(architecture: &Architecture, seed: u64) -> Result<Backbone> {
+        let Architecture { dim, depth, heads, patch, image_size } = *architecture;
+        let config = VitConfig {
+            dim: dim.into(),
+            depth: depth.into(),
+            heads: heads.into(),
+            mlp_dim: 4 * i64::from(dim),
+            patch: patch.into(),
+            grid: i64::from(image_size / patch.max(1)),
+            ..VitConfig::default()
+        };
+        let known = Known { heads: Some(config.heads), ..Known::default() };
+        Ok(Backbone { is_fresh: true, ..Backbone::with(mae::fresh_encoder(&config, seed), known)? })
     }
 
     /// A backbone of tensors under canonical names.
     ///
     /// # Errors
-    /// Keys that are unknown, missing or misshapen, or values that are not finite.
+    /// As [`Backbone::with`].
     pub fn new(tensors: Tensors) -> Result<Backbone> {
-        let config = VitConfig::infer(&tensors)?;
+        Backbone::with(tensors, Known::default())
+    }
+
+    /// A backbone of tensors under canonical names and what is known besides their shapes.
+    ///
+    /// # Errors
+    /// Keys that are unknown, missing or misshapen, values that are not finite, CLIP's weights without an activation.
+    pub fn with(tensors: Tensors, known: Known) -> Result<Backbone> {
+        let config = VitConfig::infer(&tensors, known)?;
         for (name, tensor) in tensors.iter() {
             ensure!(is_finite(tensor), "{name} holds values that are not finite");
         }
-        let digest = tensors.digest()?;
-        Ok(Backbone { config, tensors, digest, ignored: Vec::new() })
+        let digest = match config.beyond_shapes() {
+            usual if usual.is_empty() => tensors.digest()?,
+            beyond => digest::sha256_hex(format!("{}\0{beyond}", tensors.digest()?).as_bytes()),
+        };
+        let (decoder, ignored) = (Tensors::new(), Vec::new());
+        let decoder_heads = known.decoder_heads;
+        Ok(Backbone { config, tensors, digest, decoder, decoder_heads, ignored, is_fresh: false })
     }
 }
 

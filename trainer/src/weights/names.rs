@@ -1,21 +1,91 @@
-//! The names of an encoder's tensors. Inside, they are those of DINO's and timm's files; Hugging Face's (ViT, and with
-//! it DINO's first version; Dinov2; both generations of transformers) are turned into them. Every key of a file is
-//! accounted for: used, ignored on purpose, or an error.
+//! The names of an encoder's tensors. Inside, they are those of DINO's, MAE's and timm's files; Hugging Face's (ViT, and
+//! with it DINO's first version; ViTMAE; Dinov2; CLIP; each in both generations of transformers), OpenAI's and
+//! OpenCLIP's are turned into them. Every key of a file is accounted for: used, ignored on purpose, or an error.
+//!
+//! timm's models that average patches have `fc_norm` instead of `norm`. They are refused: nothing ever trained their
+//! class token, so they have no feature that could be compared.
 
 use super::Tensors;
+use crate::models::vit::{Activation, Known, VitConfig};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// What wrappers put before every name: DistributedDataParallel, DINO's training checkpoints, models with a head.
-const PREFIXES: [&str; 4] = ["module.", "backbone.", "vit.", "dinov2."];
+/// What wrappers put before every name: DistributedDataParallel, torch.compile, DINO's training checkpoints, models with
+/// a head, CLIP's two towers.
+const PREFIXES: [&str; 6] = ["module.", "_orig_mod.", "backbone.", "vit.", "dinov2.", "vision_model."];
 
 /// What files hold beside the encoder: classifiers, DINO's projection head, untrained poolers, the token that
 /// replaced masked patches in pretraining. No feature depends on them.
-const IGNORED: [&str; 5] = ["head.", "classifier.", "pooler.", "mask_token", "embeddings.mask_token"];
+const IGNORED: [&str; 6] =
+    ["head.", "classifier.", "pooler.", "mask_token", "embeddings.mask_token", "embeddings.position_ids"];
+
+/// What a full CLIP holds beside its image tower: the text tower, and numbers of both. OpenAI's text tower has no prefix.
+const CLIP_TEXT: [&str; 12] = [
+    "text_model.",
+    "text_projection",
+    "text.",
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "attn_mask",
+    "logit_",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+];
+
+/// What precedes the number of a block: (file's, canonical).
+const BLOCKS: [(&str, &str); 8] = [
+    ("blocks.", "blocks."),
+    ("encoder.layer.", "blocks."),
+    ("encoder.layers.", "blocks."),
+    ("layers.", "blocks."),
+    ("decoder_blocks.", "decoder_blocks."),
+    ("decoder.decoder_layers.", "decoder_blocks."),
+    // As transformers 5.23 writes what it reads as decoder_layers.
+    ("decoder.decoder_encoder.layer.", "decoder_blocks."),
+    ("visual.transformer.resblocks.", "blocks."),
+];
+
+/// The two ends of a tensor's name outside of blocks: (file's, canonical).
+const OUTSIDE: [(&str, &str); 22] = [
+    ("patch_embed.proj.", "patch_embed.proj."),
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("visual.conv1.", "patch_embed.proj."),
+    ("norm_pre.", "norm_pre."),
+    ("pre_layrnorm.", "norm_pre."),
+    ("visual.ln_pre.", "norm_pre."),
+    ("norm.", "norm."),
+    ("layernorm.", "norm."),
+    ("post_layernorm.", "norm."),
+    ("visual.ln_post.", "norm."),
+    ("proj.", "proj."),
+    ("visual_projection.", "proj."),
+    ("decoder_embed.", "decoder_embed."),
+    ("decoder_norm.", "decoder_norm."),
+    ("decoder_pred.", "decoder_pred."),
+    ("decoder_pos_embed", "decoder_pos_embed"),
+    ("decoder.decoder_embed.", "decoder_embed."),
+    ("decoder.decoder_norm.", "decoder_norm."),
+    ("decoder.decoder_pred.", "decoder_pred."),
+    ("decoder.decoder_pos_embed", "decoder_pos_embed"),
+    ("decoder.mask_token", "mask_token"),
+];
 
 /// The two ends of a tensor's name, its block and what is left: (file's, canonical).
-const BLOCK_NAMES: [(&str, &str); 16] = [
+const BLOCK_NAMES: [(&str, &str); 25] = [
+    ("ln_1.", "norm1."),
+    ("ln_2.", "norm2."),
+    ("attn.in_proj_", "attn.qkv."),
+    ("attn.out_proj.", "attn.proj."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+    ("layer_norm1.", "norm1."),
+    ("layer_norm2.", "norm2."),
+    ("self_attn.out_proj.", "attn.proj."),
     ("layernorm_before.", "norm1."),
     ("layernorm_after.", "norm2."),
     ("attention.output.dense.", "attn.proj."),
@@ -35,10 +105,10 @@ const BLOCK_NAMES: [(&str, &str); 16] = [
 ];
 
 /// Query, key and value as files with three projections name them, in the order of the fused one's rows.
-const SPLIT: [[&str; 2]; 3] = [
-    ["attention.attention.query.", "attention.q_proj."],
-    ["attention.attention.key.", "attention.k_proj."],
-    ["attention.attention.value.", "attention.v_proj."],
+const SPLIT: [[&str; 3]; 3] = [
+    ["attention.attention.query.", "attention.q_proj.", "self_attn.q_proj."],
+    ["attention.attention.key.", "attention.k_proj.", "self_attn.k_proj."],
+    ["attention.attention.value.", "attention.v_proj.", "self_attn.v_proj."],
 ];
 
 /// Where a key of a file belongs.
@@ -46,6 +116,8 @@ const SPLIT: [[&str; 2]; 3] = [
 enum Place {
     /// The tensor of this canonical name.
     Whole(String),
+    /// The tensor of this canonical name, rows for columns.
+    Transposed(String),
     /// A third of the rows of this canonical name: 0 query, 1 key, 2 value.
     Part(String, usize),
     /// Nowhere, on purpose.
@@ -54,21 +126,50 @@ enum Place {
     Unknown,
 }
 
-/// The tensors under canonical names, and the keys that were ignored on purpose.
+/// A file's tensors under canonical names.
+#[derive(Debug)]
+pub struct Named {
+    /// The encoder.
+    pub encoder: Tensors,
+    /// MAE's decoder, where there is one.
+    pub decoder: Tensors,
+    /// The keys that were ignored on purpose.
+    pub ignored: Vec<String>,
+}
+
+/// The tensors of a file under canonical names.
 ///
 /// # Errors
-/// Unknown keys, two keys for one tensor, an incomplete query, key, value; all are listed.
-pub fn canonical(file: Tensors) -> Result<(Tensors, Vec<String>)> {
+/// Unknown keys, two keys for one tensor, an incomplete query, key, value; all are listed, and with them what is missing
+/// or misshapen.
+pub fn canonical(file: Tensors) -> Result<Named> {
+    let context = Context::of(&file);
     let mut tensors = Tensors::new();
     let mut parts = BTreeMap::<String, [Option<Tensor>; 3]>::new();
     let (mut ignored, mut problems) = (Vec::new(), Vec::new());
     for (key, tensor) in file.iter() {
         let tensor = tensor.shallow_clone();
-        let earlier = match place(key) {
-            Place::Whole(name) => tensors.insert(name, tensor),
+        let earlier = match context.place(key) {
+            Place::Whole(name) => {
+                let tensor = with_batch(&name, tensor);
+                tensors.insert(name, tensor)
+            }
+            Place::Transposed(name) if tensor.dim() == 2 => {
+                tensors.insert(name, tensor.transpose(0, 1).contiguous())
+            }
+            Place::Transposed(_) => {
+                problems.push(format!("{key} is {:?}, must have 2 dimensions", tensor.size()));
+                None
+            }
             Place::Part(name, third) => parts.entry(name).or_default()[third].replace(tensor),
             Place::Ignored => {
                 ignored.push(key.to_owned());
+                None
+            }
+            Place::Unknown if key.contains("fc_norm.") => {
+                problems.push(format!(
+                    "{key} belongs to a model that averages patches and has no class token's feature"
+                ));
                 None
             }
             Place::Unknown => {
@@ -95,178 +196,106 @@ pub fn canonical(file: Tensors) -> Result<(Tensors, Vec<String>)> {
             _ => problems.push(format!("{name} lacks its query, key or value")),
         }
     }
+    let is_decoder = |name: &str| name.starts_with("decoder_") || name == "mask_token";
+    let (mut encoder, mut decoder) = (Tensors::new(), Tensors::new());
+    for (name, tensor) in tensors.iter() {
+        let part = if is_decoder(name) { &mut decoder } else { &mut encoder };
+        part.insert(name, tensor.shallow_clone());
+    }
     if !problems.is_empty() {
+        // What else is wrong, so that one reading tells all of it.
+        let known = Known { activation: Some(Activation::default()), ..Known::default() };
+        problems.extend(VitConfig::infer(&encoder, known).err().map(|error| format!("{error:#}")));
         bail!("{}", problems.join("; "));
     }
-    Ok((tensors, ignored))
+    Ok(Named { encoder, decoder, ignored })
 }
 
-fn place(key: &str) -> Place {
-    let mut key = key;
-    while let Some(rest) = PREFIXES.iter().find_map(|prefix| key.strip_prefix(prefix)) {
-        key = rest;
+/// CLIP keeps its class token and its position table without a dimension for the batch.
+fn with_batch(name: &str, tensor: Tensor) -> Tensor {
+    match (name, tensor.dim()) {
+        ("cls_token", 1) => tensor.reshape([1, 1, -1]),
+        ("pos_embed", 2) => tensor.unsqueeze(0),
+        _ => tensor,
     }
-    if IGNORED.iter().any(|prefix| key.starts_with(prefix)) {
-        return Place::Ignored;
+}
+
+/// What the keys of a file say together.
+struct Context {
+    /// It holds CLIP's image tower, so a text tower beside it is no surprise.
+    clip: bool,
+    /// It holds nothing but the image tower of OpenAI's kind, whose names then lack their prefix.
+    bare_tower: bool,
+    /// It holds MAE's decoder, so the mask token is part of that.
+    mae: bool,
+}
+
+impl Context {
+    fn of(file: &Tensors) -> Context {
+        let holds = |name: &str| file.names().any(|key| unwrapped(key) == name);
+        Context {
+            clip: holds("visual.class_embedding") || holds("embeddings.class_embedding"),
+            bare_tower: holds("class_embedding"),
+            mae: holds("decoder_embed.weight"),
+        }
     }
-    let whole = |name: &str| Place::Whole(name.to_owned());
-    match key {
-        "cls_token" | "embeddings.cls_token" => whole("cls_token"),
-        "pos_embed" | "embeddings.position_embeddings" => whole("pos_embed"),
-        _ => {
-            let outside = [
-                ("patch_embed.proj.", "patch_embed.proj."),
-                ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
-                ("norm.", "norm."),
-                ("layernorm.", "norm."),
-            ];
-            if let Some((end, leaf)) =
-                outside.iter().find_map(|(from, to)| Some((to, key.strip_prefix(from)?)))
-            {
-                return whole(&format!("{end}{leaf}"));
-            }
-            place_in_block(key).unwrap_or(Place::Unknown)
+
+    fn place(&self, key: &str) -> Place {
+        let bare = unwrapped(key);
+        let visual = format!("visual.{bare}");
+        let key = if self.bare_tower { visual.as_str() } else { bare };
+        if key == "mask_token" && self.mae {
+            return Place::Whole(key.to_owned());
+        }
+        let one_of = |prefixes: &[&str]| prefixes.iter().any(|prefix| key.starts_with(prefix));
+        if one_of(&IGNORED) || self.clip && one_of(&CLIP_TEXT) {
+            return Place::Ignored;
+        }
+        let whole = |name: &str| Place::Whole(name.to_owned());
+        match key {
+            "cls_token"
+            | "embeddings.cls_token"
+            | "embeddings.class_embedding"
+            | "visual.class_embedding" => whole("cls_token"),
+            "pos_embed"
+            | "embeddings.position_embeddings"
+            | "embeddings.position_embedding.weight"
+            | "visual.positional_embedding" => whole("pos_embed"),
+            "visual.proj" => Place::Transposed("proj.weight".to_owned()),
+            _ => match renamed(&OUTSIDE, key) {
+                Some(name) => Place::Whole(name),
+                None => place_in_block(key).unwrap_or(Place::Unknown),
+            },
         }
     }
 }
 
+/// A key without what wrappers put before it.
+fn unwrapped(mut key: &str) -> &str {
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| key.strip_prefix(prefix)) {
+        key = rest;
+    }
+    key
+}
+
+/// The canonical name of a key whose beginning is one of a table's.
+fn renamed(table: &[(&str, &str)], key: &str) -> Option<String> {
+    let (to, leaf) = table.iter().find_map(|(from, to)| Some((to, key.strip_prefix(from)?)))?;
+    Some(format!("{to}{leaf}"))
+}
+
 fn place_in_block(key: &str) -> Option<Place> {
-    let rest = ["blocks.", "encoder.layer.", "encoder.layers.", "layers."]
-        .iter()
-        .find_map(|prefix| key.strip_prefix(prefix))?;
+    let (blocks, rest) = BLOCKS.iter().find_map(|(from, to)| Some((to, key.strip_prefix(from)?)))?;
     let (block, rest) = rest.split_once('.')?;
     let block: u32 = block.parse().ok()?;
     for (third, names) in SPLIT.iter().enumerate() {
         if let Some(leaf) = names.iter().find_map(|name| rest.strip_prefix(name)) {
-            return Some(Place::Part(format!("blocks.{block}.attn.qkv.{leaf}"), third));
+            return Some(Place::Part(format!("{blocks}{block}.attn.qkv.{leaf}"), third));
         }
     }
-    let (end, leaf) = BLOCK_NAMES.iter().find_map(|(from, to)| Some((to, rest.strip_prefix(from)?)))?;
-    Some(Place::Whole(format!("blocks.{block}.{end}{leaf}")))
+    let name = renamed(&BLOCK_NAMES, rest)?;
+    Some(Place::Whole(format!("{blocks}{block}.{name}")))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::models::vit::tiny;
-    use crate::weights::{Backbone, bitwise_equal};
-
-    /// The canonical tensors under the names of another kind of file, query, key and value apart.
-    fn renamed(tensors: &Tensors, style: &str) -> Tensors {
-        let mut file = Tensors::new();
-        for (name, tensor) in tensors.iter() {
-            let mut name = name.to_owned();
-            if style == "timm" {
-                file.insert(name, tensor.shallow_clone());
-                continue;
-            }
-            let dinov2 = style == "dinov2";
-            let layer = if style == "transformers 5" { "layers." } else { "encoder.layer." };
-            let renames = [
-                ("cls_token", "embeddings.cls_token"),
-                ("pos_embed", "embeddings.position_embeddings"),
-                ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-                (
-                    ".attn.proj",
-                    if style == "transformers 5" { ".attention.o_proj" } else { ".attention.output.dense" },
-                ),
-                (".norm1", if dinov2 { ".norm1" } else { ".layernorm_before" }),
-                (".norm2", if dinov2 { ".norm2" } else { ".layernorm_after" }),
-                (".mlp.fc1", if style == "vit" { ".intermediate.dense" } else { ".mlp.fc1" }),
-                (".mlp.fc2", if style == "vit" { ".output.dense" } else { ".mlp.fc2" }),
-                (".ls1.gamma", ".layer_scale1.lambda1"),
-                (".ls2.gamma", ".layer_scale2.lambda1"),
-                ("blocks.", layer),
-            ];
-            for (from, to) in renames {
-                name = name.replace(from, to);
-            }
-            if name.starts_with("norm.") {
-                name = name.replace("norm.", "layernorm.");
-            }
-            if let Some((before, leaf)) = name.clone().split_once("attn.qkv.") {
-                let names = if style == "transformers 5" {
-                    ["attention.q_proj", "attention.k_proj", "attention.v_proj"]
-                } else {
-                    ["attention.attention.query", "attention.attention.key", "attention.attention.value"]
-                };
-                for (third, part) in names.iter().zip(tensor.chunk(3, 0)) {
-                    file.insert(format!("{before}{third}.{leaf}"), part.contiguous());
-                }
-            } else {
-                file.insert(name, tensor.shallow_clone());
-            }
-        }
-        file
-    }
-
-    #[test]
-    fn all_namings_give_the_same_weights() {
-        for layer_scale in [false, true] {
-            let backbone = tiny(layer_scale);
-            for style in ["timm", "vit", "dinov2", "transformers 5"] {
-                for prefix in ["", "vit.", "dinov2.", "backbone.", "module.backbone."] {
-                    let file = renamed(&backbone.tensors, style);
-                    let file: Tensors = file
-                        .iter()
-                        .map(|(name, tensor)| (format!("{prefix}{name}"), tensor.shallow_clone()))
-                        .collect();
-                    let (tensors, ignored) = canonical(file).unwrap();
-                    assert!(ignored.is_empty());
-                    let same = Backbone::new(tensors).unwrap();
-                    assert_eq!(same.digest, backbone.digest, "{style} {prefix}");
-                    assert_eq!(same.config, backbone.config);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn fused_rows_are_query_key_value_in_that_order() {
-        let backbone = tiny(false);
-        let file = renamed(&backbone.tensors, "vit");
-        let key = &file["encoder.layer.1.attention.attention.key.weight"];
-        let rows = backbone.tensors["blocks.1.attn.qkv.weight"].narrow(0, 64, 64);
-        assert!(bitwise_equal(key, &rows));
-    }
-
-    #[test]
-    fn every_key_is_accounted_for() {
-        let mut file = tiny(true).tensors;
-        for name in ["head.weight", "mask_token", "module.backbone.pooler.dense.weight"] {
-            file.insert(name, Tensor::from(0f32));
-        }
-        let (_, ignored) = canonical(file.share()).unwrap();
-        assert_eq!(ignored, ["head.weight", "mask_token", "module.backbone.pooler.dense.weight"]);
-
-        file.insert("register_tokens", Tensor::from(0f32));
-        file.insert("blocks.0.attn.rel_pos", Tensor::from(0f32));
-        file.insert("module.norm.weight", Tensor::from(0f32));
-        file.insert("layers.0.attention.q_proj.weight", Tensor::from(0f32));
-        let problems = canonical(file).unwrap_err().to_string();
-        for part in [
-            "register_tokens is unknown",
-            "blocks.0.attn.rel_pos is unknown",
-            "norm.weight is there twice",
-            "blocks.0.attn.qkv.weight lacks its query, key or value",
-        ] {
-            assert!(problems.contains(part), "{problems}");
-        }
-    }
-
-    #[test]
-    fn missing_and_misshapen_tensors_are_listed() {
-        let mut tensors = tiny(true).tensors;
-        tensors.remove("blocks.0.mlp.fc1.bias");
-        tensors.insert("blocks.1.norm1.weight", Tensor::zeros([3], (tch::Kind::Float, tch::Device::Cpu)));
-        tensors.insert("blocks.1.norm1.gamma", Tensor::from(0f32));
-        let problems = format!("{:#}", Backbone::new(tensors).unwrap_err());
-        for part in [
-            "blocks.0.mlp.fc1.bias is missing",
-            "blocks.1.norm1.weight is [3], must be [64]",
-            "blocks.1.norm1.gamma is unknown",
-        ] {
-            assert!(problems.contains(part), "{problems}");
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What a safetensors file holds.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ fn write_file(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String
 pub fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
     const { assert!(cfg!(target_endian = "little"), "safetensors are little-endian") };
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    tensor.to_device(Device::Cpu).f_copy_data_u8(&mut bytes, tensor.numel())?;
     Ok(bytes)
 }
 

@@ -1,6 +1,7 @@
 //! A sweep over a small random encoder: its rows are single runs, bit for bit, and known points are left out.
 
 use super::*;
+use crate::models::vit::tiny;
 use crate::random::SplitMix64;
 use crate::weights::{Backbone, Tensors, bitwise_equal, safetensors};
 use causeway_protocol::{EvaluatedDataset, Preprocess, Role};
@@ -16,7 +17,7 @@ struct Fixture {
 impl Fixture {
     /// Two datasets of noise, one of them scored against itself, and a θ1 in which one block has moved.
     fn new() -> Fixture {
-        let backbone = vit::tiny(true);
+        let backbone = tiny(true);
         let moved = |(name, tensor): (&str, &Tensor)| {
             let value =
                 if name.starts_with("blocks.1") { tensor * 1.5 + 0.25 } else { tensor.shallow_clone() };
@@ -30,6 +31,7 @@ impl Fixture {
         let datasets = vec![dataset("a", 23, None), dataset("b", 20, Some(11))];
         let evaluated = |name: &str| EvaluatedDataset { asset: name.to_owned(), role: Role::Ood };
         let evaluation = Evaluation {
+            positions: causeway_protocol::Positions::default(),
             datasets: vec![evaluated("a"), evaluated("b")],
             alphas: [0, 1000, 3000, 10_000].iter().filter_map(|a| Alpha::from_ten_thousandths(*a)).collect(),
             k: vec![1, 5],
@@ -96,7 +98,8 @@ fn dataset(name: &str, bank: usize, query: Option<usize>) -> Measured {
         query: query.map(images),
     };
     let digest = dataset.digest().unwrap();
-    Measured { dataset, digest }
+    let fingerprints = dataset.fingerprints(1, &|_| ()).unwrap();
+    Measured { dataset, digest, fingerprints }
 }
 
 #[test]

@@ -1,0 +1,166 @@
+//! What a training learns from: the images with their captions, checked against the evaluation's datasets, and what has
+//! read the captions beforehand.
+
+use crate::data::asset::{Asset, AssetKind, Library};
+use crate::data::augment::{Augment, Frame, RATIO};
+use crate::data::captions::Captions;
+use crate::data::leaks::{self, Likeness, Scanned};
+use crate::data::loader::{AHEAD, Feed, KEEP_BYTES, Loader};
+use crate::evaluate::sweep::Measured;
+use crate::models::language::LanguageModel;
+use crate::models::text::TextEncoder;
+use crate::order::Order;
+use crate::train::{Images, Pairs};
+use anyhow::{Context, Result};
+use causeway_protocol::{Event, Preprocess, Spec, Training};
+use std::ops::Range;
+use tch::{Device, Tensor};
+
+/// Near-duplicates that are told one by one.
+const TOLD: usize = 20;
+
+/// The captions of a run and everything made from them.
+pub struct Material {
+    captions: Captions,
+    embeddings: Option<Tensor>,
+    /// The model that the caption loss asks.
+    pub language_model: Option<LanguageModel>,
+    ids: Vec<Vec<i64>>,
+    /// Opens the batches of some steps.
+    open: Box<dyn Fn(Order, Range<u64>) -> Result<Images>>,
+}
+
+impl Material {
+    /// Reads and checks all of it.
+    ///
+    /// # Errors
+    /// An asset that is missing or damaged, an image that cannot be read, an image that is also evaluated on.
+    pub fn read(
+        spec: &Spec,
+        library: &Library,
+        datasets: &[Measured],
+        device: Device,
+        threads: usize,
+    ) -> Result<Material> {
+        let (Some(named), Some(training), Some(objective)) =
+            (&spec.captions, &spec.training, &spec.objective)
+        else {
+            anyhow::bail!("a spec of kind {} has nothing to train", spec.kind.as_str());
+        };
+        let asset = subset(library.get(&named.asset, AssetKind::Captions)?, named);
+        let captions = Captions::read(&asset, threads, &|_, _| ())?;
+        println!("captions {}: {}", named.asset, captions.account);
+        check_leaks(&captions, datasets, named.allow_leaks, threads)?;
+
+        let embeddings = named.text_encoder.as_ref().map(|name| {
+            let asset = library.get(name, AssetKind::TextEncoder)?;
+            asset.verify()?;
+            let encoder = TextEncoder::open(&asset.folder, asset.manifest.format)?;
+            let embeddings = encoder.embed(&captions.distinct); // [distinct, text]
+            embeddings.with_context(|| format!("embedding the captions with `{name}`"))
+        });
+        let language_model = objective.caption.as_ref().map(|caption| {
+            let asset = library.get(&caption.language_model, AssetKind::LanguageModel)?;
+            asset.verify()?;
+            LanguageModel::open(&asset.folder, asset.manifest.format)
+        });
+        let language_model = language_model.transpose()?;
+        let ids = match &language_model {
+            None => Vec::new(),
+            Some(model) => {
+                captions.distinct.iter().map(|text| model.tokenize(text)).collect::<Result<_>>()?
+            }
+        };
+        let open = opener(&captions, training, device, threads);
+        let embeddings = embeddings.transpose()?.map(|embeddings| embeddings.to_device(device));
+        Ok(Material { captions, embeddings, language_model, ids, open })
+    }
+
+    /// What was read, for the journal.
+    pub fn event(&self, spec: &Spec) -> Event {
+        Event::Captions {
+            asset: spec.captions.as_ref().map(|captions| captions.asset.clone()).unwrap_or_default(),
+            digest: self.captions.digest().unwrap_or_default(),
+            images: self.captions.images.len() as u64,
+            distinct: self.captions.distinct.len() as u64,
+        }
+    }
+
+    /// As the training loop takes them.
+    pub fn pairs(&self) -> Pairs<'_> {
+        Pairs {
+            count: self.captions.images.len(),
+            images: &*self.open,
+            captions: &self.captions.rows,
+            embeddings: self.embeddings.as_ref(),
+            ids: &self.ids,
+        }
+    }
+}
+
+/// The asset with the spec's own choice of images.
+pub fn subset(asset: &Asset, named: &causeway_protocol::Captions) -> Asset {
+    let mut asset = asset.clone();
+    if let Some(limit) = named.limit {
+        let options = asset.manifest.captions.get_or_insert_default();
+        (options.limit, options.seed) = (Some(limit as usize), named.subset_seed);
+    }
+    asset
+}
+
+/// Tells what training and evaluation have in common.
+///
+/// # Errors
+/// An image that is in both, pixel for pixel, unless that is allowed.
+fn check_leaks(captions: &Captions, datasets: &[Measured], allowed: bool, threads: usize) -> Result<()> {
+    let scanned = datasets
+        .iter()
+        .map(|measured| Scanned { dataset: &measured.dataset, fingerprints: &measured.fingerprints });
+    let leaks = leaks::leaks(captions, &scanned.collect::<Vec<_>>(), threads)?;
+    let told = leaks.iter().filter(|leak| allowed || leak.likeness != Likeness::Exact);
+    for leak in told.clone().take(TOLD) {
+        println!("{leak}");
+    }
+    let more = told.count().saturating_sub(TOLD);
+    if more > 0 {
+        println!("and {more} more images that training and evaluation share or nearly share");
+    }
+    if allowed {
+        return Ok(());
+    }
+    leaks::refuse_exact(&leaks).context("`captions.allow_leaks` = true trains all the same")
+}
+
+/// Opens the batches of a range of steps, made ahead of need in threads of their own.
+fn opener(
+    captions: &Captions,
+    training: &Training,
+    device: Device,
+    threads: usize,
+) -> Box<dyn Fn(Order, Range<u64>) -> Result<Images>> {
+    let images = captions.images.clone();
+    let frame = match training.crop_scale {
+        None => Frame::Fixed(Preprocess::Direct),
+        Some(scale) => Frame::RandomCrop { scale, ratio: RATIO },
+    };
+    let augment = Augment { frame, flip: training.flip };
+    let size = training.image_size as usize;
+    Box::new(move |order, steps| {
+        let feed = Feed {
+            images: images.clone(),
+            order,
+            positions: 0..order.batch,
+            size,
+            augment,
+            threads: threads.min(2),
+            ahead: AHEAD,
+            keep_bytes: KEEP_BYTES,
+        };
+        let mut loader = Loader::start(feed, steps.clone())?;
+        let next = move |_| {
+            let (pixels, waited) = loader.next()?;
+            Ok((pixels.to_device(device), waited))
+        };
+        Ok(Box::new(steps.map(next)))
+    })
+}

@@ -1,0 +1,262 @@
+//! What a path holds, told by its files, so that data can be looked at before anyone has written a manifest for it.
+
+use crate::data::asset::{Asset, AssetKind, DatasetManifest, Format, Manifest, Part};
+use crate::data::captions::CaptionsManifest;
+use crate::data::class_folder::{is_image, sorted};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// Endings of files that hold weights.
+const WEIGHTS: [&str; 6] = ["safetensors", "pth", "pt", "ckpt", "gguf", "onnx"];
+/// Length of a record of CIFAR-10.
+const CIFAR10_RECORD: u64 = 3073;
+
+/// The asset in a folder, or what a manifest for these files would say. `images` is the folder of the images, where it
+/// is not beside the list.
+pub fn detect(path: &Path, images: Option<&Path>) -> Result<Asset> {
+    ensure!(path.exists(), "{} is not there", path.display());
+    let mut asset = if path.is_dir() { folder(path)? } else { file(path)? };
+    if let (Some(images), Some(options)) = (images, &mut asset.manifest.captions) {
+        let images = std::path::absolute(images).with_context(|| images.display().to_string())?;
+        options.images = Some(images.to_string_lossy().into_owned());
+    }
+    Ok(asset)
+}
+
+fn folder(path: &Path) -> Result<Asset> {
+    if path.join("asset.toml").is_file() {
+        return Asset::read(path);
+    }
+    let entries = sorted(path)?;
+    let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = entries.into_iter().partition(|path| path.is_dir());
+    let with = |ending: &str| {
+        files.iter().filter(|path| has_ending(path, ending)).cloned().collect::<Vec<PathBuf>>()
+    };
+    let tars = with("tar");
+    if !tars.is_empty() {
+        return Ok(shards(path, &tars));
+    }
+    let records: Vec<PathBuf> = with("bin").into_iter().filter(|path| is_cifar10(path)).collect();
+    if !records.is_empty() {
+        return Ok(cifar10(path, &records));
+    }
+    let lists: Vec<PathBuf> = [with("jsonl"), with("tsv"), with("json")].concat();
+    let annotations = sorted(&path.join("annotations")).unwrap_or_default();
+    let list = lists.iter().chain(&annotations).find(|path| {
+        let name = name(path);
+        has_ending(path, "jsonl") || has_ending(path, "tsv") || is_caption_list(&name)
+    });
+    if let Some(list) = list {
+        return file(list);
+    }
+    if files.iter().any(|path| is_idx(path, 3)) {
+        return idx(path, &files);
+    }
+    let held = |inner: &str| folders.iter().find(|path| name(path) == inner && holds_classes(path));
+    if let (Some(train), Some(test)) = (held("train"), held("test").or(held("val"))) {
+        let part = |path: &Path| Part { path: Some(name(path)), ..Part::default() };
+        return Ok(dataset(path, Format::ClassFolder, part(train), Some(part(test))));
+    }
+    if holds_classes(path) {
+        let bank = Part { path: Some(String::new()), ..Part::default() };
+        return Ok(dataset(path, Format::ClassFolder, bank, None));
+    }
+    if let Some(weights) = files.iter().find(|path| is_weights(path)) {
+        return file(weights);
+    }
+    if files.iter().any(|path| is_image(path)) {
+        bail!(
+            "{} holds images without classes or captions; put them into a folder for each class, or write a list \
+             with a line {{\"image\": …, \"caption\": …}} for each",
+            path.display()
+        );
+    }
+    bail!(
+        "{} is in no layout that is known: an asset (asset.toml), a folder for each class, train/ and test/ of these, \
+         CIFAR-10's binary files, idx files, a list (jsonl, COCO's json, cc3m's tsv, ImageNet-Captions) or tar shards",
+        path.display()
+    )
+}
+
+fn file(path: &Path) -> Result<Asset> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let paths = vec![name(path)];
+    if has_ending(path, "tar") {
+        return Ok(shards(folder, &[path.to_owned()]));
+    }
+    if has_ending(path, "tsv") {
+        return Ok(captions(folder, Format::Cc3mTsv, CaptionsManifest { paths, ..Default::default() }));
+    }
+    if has_ending(path, "jsonl") {
+        let mut first = String::new();
+        BufReader::new(File::open(path)?).read_line(&mut first)?;
+        let line: Value = serde_json::from_str(&first)
+            .with_context(|| format!("{}, line 1, is no JSON object", path.display()))?;
+        if line.get("caption").or(line.get("captions")).is_none() && line.get("class").is_some() {
+            let bank = Part { path: Some(name(path)), ..Part::default() };
+            return Ok(dataset(folder, Format::Jsonl, bank, None));
+        }
+        return Ok(captions(folder, Format::Jsonl, CaptionsManifest { paths, ..Default::default() }));
+    }
+    if has_ending(path, "json") {
+        return json(path, folder);
+    }
+    if is_cifar10(path) {
+        return Ok(cifar10(folder, &[path.to_owned()]));
+    }
+    // PyTorch's older name for weights is .bin.
+    if is_weights(path) || has_ending(path, "bin") {
+        return Ok(asset(folder, AssetKind::Weights, Format::Vit, None, None));
+    }
+    if is_idx(path, 3) {
+        return idx(folder, &[path.to_owned(), partner(path)]);
+    }
+    bail!("{} is no file of a kind that is known", path.display())
+}
+
+/// COCO's is an object, ImageNet-Captions a list.
+fn json(path: &Path, folder: &Path) -> Result<Asset> {
+    let first = BufReader::new(File::open(path)?)
+        .bytes()
+        .find(|byte| byte.as_ref().map_or(true, |byte| !byte.is_ascii_whitespace()));
+    let listed = |folder: &Path, name: String| {
+        let options = CaptionsManifest { paths: vec![name], ..Default::default() };
+        (folder.to_owned(), options)
+    };
+    match first.transpose()? {
+        Some(b'[') => {
+            let (folder, options) = listed(folder, name(path));
+            Ok(captions(&folder, Format::ImagenetCaptions, options))
+        }
+        Some(b'{') => {
+            // As COCO is unpacked: annotations/ beside train2017/.
+            let above = folder.parent().unwrap_or(folder);
+            let (folder, options) = match name(folder).as_str() {
+                "annotations" => listed(above, format!("annotations/{}", name(path))),
+                _ => listed(folder, name(path)),
+            };
+            Ok(captions(&folder, Format::CocoCaptions, options))
+        }
+        _ => bail!("{} is no list of captions", path.display()),
+    }
+}
+
+fn cifar10(folder: &Path, records: &[PathBuf]) -> Asset {
+    let (test, train): (Vec<_>, Vec<_>) = records.iter().partition(|path| name(path).contains("test"));
+    let part = |paths: Vec<&PathBuf>| Part {
+        parts: paths.into_iter().map(|path| name(path)).collect(),
+        ..Part::default()
+    };
+    if train.is_empty() || test.is_empty() {
+        return dataset(folder, Format::Cifar10Binary, part(records.iter().collect()), None);
+    }
+    dataset(folder, Format::Cifar10Binary, part(train), Some(part(test)))
+}
+
+fn idx(folder: &Path, files: &[PathBuf]) -> Result<Asset> {
+    let mut parts = Vec::new();
+    for images in files.iter().filter(|path| is_idx(path, 3)) {
+        let labels = partner(images);
+        ensure!(labels.is_file(), "{} has no labels: {} is not there", images.display(), labels.display());
+        parts.push(Part { path: Some(name(images)), labels: Some(name(&labels)), ..Part::default() });
+    }
+    // `train-…` after `t10k-…` by name; the larger one is the bank.
+    parts.sort_by_key(|part| !part.path.as_ref().is_some_and(|path| path.starts_with("train")));
+    let mut parts = parts.into_iter();
+    let bank = parts.next().context("there are no images")?;
+    Ok(dataset(folder, Format::Idx, bank, parts.next()))
+}
+
+/// The labels that go with images of MNIST's naming.
+fn partner(images: &Path) -> PathBuf {
+    images.with_file_name(
+        name(images).replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"),
+    )
+}
+
+fn shards(folder: &Path, tars: &[PathBuf]) -> Asset {
+    let paths = tars.iter().map(|path| name(path)).collect();
+    captions(folder, Format::Webdataset, CaptionsManifest { paths, ..Default::default() })
+}
+
+fn captions(folder: &Path, format: Format, options: CaptionsManifest) -> Asset {
+    asset(folder, AssetKind::Captions, format, None, Some(options))
+}
+
+fn dataset(folder: &Path, format: Format, bank: Part, query: Option<Part>) -> Asset {
+    let leave_one_out = query.is_none();
+    let manifest = DatasetManifest { leave_one_out, classes: None, bank, query };
+    asset(folder, AssetKind::Dataset, format, Some(manifest), None)
+}
+
+fn asset(
+    folder: &Path,
+    kind: AssetKind,
+    format: Format,
+    dataset: Option<DatasetManifest>,
+    captions: Option<CaptionsManifest>,
+) -> Asset {
+    let folder = folder.to_owned();
+    let named = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+    let manifest = Manifest {
+        name: name(&named),
+        kind,
+        format,
+        title: String::new(),
+        licence: String::new(),
+        source: String::new(),
+        files: Vec::new(),
+        dataset,
+        captions,
+    };
+    Asset { folder, manifest, digest: String::new() }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending))
+}
+
+fn is_weights(path: &Path) -> bool {
+    WEIGHTS.iter().any(|ending| has_ending(path, ending))
+}
+
+fn is_caption_list(name: &str) -> bool {
+    let known = ["dataset_coco.json", "imagenet_captions.json"];
+    known.contains(&name) || (name.starts_with("captions") && name.ends_with(".json"))
+}
+
+/// Whole records that all begin with a label below 10.
+fn is_cifar10(path: &Path) -> bool {
+    let mut label = [0u8];
+    let length = path.metadata().map_or(0, |metadata| metadata.len());
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut label));
+    has_ending(path, "bin")
+        && length > 0
+        && length.is_multiple_of(CIFAR10_RECORD)
+        && read.is_ok()
+        && label[0] < 10
+}
+
+/// The magic number of idx, behind gzip or not.
+fn is_idx(path: &Path, dimensions: u8) -> bool {
+    let mut magic = [0u8; 4];
+    let Ok(mut file) = File::open(path) else { return false };
+    if has_ending(path, "gz") {
+        return flate2::read::GzDecoder::new(file).read_exact(&mut magic).is_ok()
+            && magic == [0, 0, 8, dimensions];
+    }
+    file.read_exact(&mut magic).is_ok() && magic == [0, 0, 8, dimensions]
+}
+
+/// Folders, and images in the first of them.
+fn holds_classes(path: &Path) -> bool {
+    let folders = sorted(path).unwrap_or_default().into_iter().filter(|path| path.is_dir());
+    folders.take(1).any(|class| sorted(&class).unwrap_or_default().iter().any(|path| is_image(path)))
+}

@@ -42,6 +42,25 @@ fn class_folder(data: &Path, name: &str, classes: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Captions of images that the demo's target dataset holds too.
+fn leaking_captions(data: &Path) -> Result<()> {
+    let folder = data.join("leaking");
+    fs::create_dir_all(&folder)?;
+    let list = fs::read_to_string(demo_data().join("tux-held-out/images.jsonl"))?;
+    let mut lines = String::new();
+    for (at, line) in list.lines().step_by(20).take(4).enumerate() {
+        let listed: Value = serde_json::from_str(line)?;
+        let image = demo_data().join("tux-held-out").join(listed["image"].as_str().expect("a path"));
+        fs::copy(&image, folder.join(format!("{at}.png")))?;
+        lines += &format!("{}\n", json!({"image": format!("{at}.png"), "caption": format!("Caption {at}.")}));
+    }
+    fs::write(folder.join("captions.jsonl"), lines)?;
+    let about = "title = 'leaking'\nlicence = 'GPL-2.0'\nsource = 'a test'\n";
+    let manifest = format!("name = 'leaking'\nkind = 'captions'\nformat = 'jsonl'\n{about}");
+    fs::write(folder.join("asset.toml"), manifest)?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_kind_of_bad_input_has_its_reason_on_the_run() -> Result<()> {
     let server = Server::start().await?;
@@ -51,7 +70,25 @@ async fn each_kind_of_bad_input_has_its_reason_on_the_run() -> Result<()> {
     class_folder(&data, "corrupt", &["a", "b"])?;
     let broken = data.join("corrupt/images/b/broken.png");
     fs::write(&broken, b"\x89PNG\r\n\x1a\nnot really")?;
+    leaking_captions(&data)?;
+    let about = "kind = 'captions'\ntitle = 't'\nlicence = 'CC0-1.0'\nsource = 'a test'\n";
+    fs::create_dir_all(data.join("torn"))?;
+    let shards = "[captions]\npaths = ['00.tar']\n";
+    fs::write(
+        data.join("torn/asset.toml"),
+        format!("name = 'torn'\nformat = 'webdataset'\n{about}{shards}"),
+    )?;
+    fs::write(data.join("torn/00.tar"), vec![7; 700])?;
     let _trainer = Trainer::start(&server, &[&data])?;
+
+    let mut leaking = small_finetune();
+    leaking["captions"]["asset"] = json!("leaking");
+    let text = reason(&server, &leaking).await?;
+    assert!(text.contains("also evaluation images") && text.contains("`tux-held-out`"), "{text}");
+    let mut torn = small_finetune();
+    torn["captions"]["asset"] = json!("torn");
+    let text = reason(&server, &torn).await?;
+    assert!(text.contains("00.tar"), "{text}");
 
     let mut diverging = small_finetune();
     diverging["method"] = json!({"kind": "full"});

@@ -22,8 +22,9 @@ pub fn open(name: &str) -> Result<Device> {
             load_cuda()?;
             let count = Cuda::device_count().max(0) as usize;
             ensure!(index < count, "there is no device `{name}`: libtorch sees {count} GPUs");
-            // f32 means f32: TF32 would change neighbours.
-            tch::Cuda::cudnn_set_benchmark(false);
+            // cuDNN computes f32 convolutions in TF32, which changes neighbours, and tch cannot tell it not to. Without
+            // it the patch embedding, the only convolution here, is a product in f32 like all others.
+            Cuda::set_user_enabled_cudnn(false);
             Ok(Device::Cuda(index))
         }
         _ => bail!("`{name}` is no device; `cpu`, `cuda:0`, `cuda:1` … are"),

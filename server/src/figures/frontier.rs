@@ -17,6 +17,10 @@ const TOP: f64 = 24.0;
 const BOTTOM: f64 = 44.0;
 /// A corner narrower or lower than this has no room for its words.
 const WORDS: (f64, f64) = (150.0, 30.0);
+/// Longest name at a line's end, characters.
+const NAME_MAX: usize = 14;
+/// About the width of a letter.
+const LETTER: f64 = 7.5;
 
 /// A line's way through the plane.
 struct Path<'a> {
@@ -69,11 +73,12 @@ pub fn frontier_svg(figure: &AlphaFigure) -> Option<String> {
         escape(&describe(&paths, guard, goal))
     );
     draw_axes(&mut out, &scale, guard, goal);
-    draw_corners(&mut out, &scale, guard, goal);
+    let names = names(&paths, &scale);
+    draw_corners(&mut out, &scale, guard, goal, &names);
     for path in &paths {
         draw_path(&mut out, path, &scale, guard, goal);
     }
-    draw_names(&mut out, &paths, &scale);
+    draw_names(&mut out, &names);
     mark(&mut out, Marker::Diamond, 5.5, (scale.x0, scale.y0), "var(--ink)", "var(--surface)", 1.5);
     out.push_str("</svg>");
     Some(out)
@@ -132,8 +137,8 @@ fn draw_axes(out: &mut String, scale: &Scale, guard: &str, goal: &str) {
     );
 }
 
-/// What each corner means, in words, where there is room.
-fn draw_corners(out: &mut String, scale: &Scale, guard: &str, goal: &str) {
+/// What each corner means, in words, where there is room beside the names.
+fn draw_corners(out: &mut String, scale: &Scale, guard: &str, goal: &str, names: &[Name]) {
     let (right, floor) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let both = |verb: &str| format!("{verb} both");
     let split = |gains: &str, loses: &str| format!("gains {gains}, loses {loses}");
@@ -144,7 +149,12 @@ fn draw_corners(out: &mut String, scale: &Scale, guard: &str, goal: &str) {
         (LEFT + 6.0, floor - 8.0, "start", both("loses"), scale.x0 - LEFT, floor - scale.y0),
     ];
     for (x, y, anchor, words, width, height) in corners {
-        if width >= WORDS.0 && height >= WORDS.1 {
+        let from = if anchor == "end" { x - WORDS.0 } else { x };
+        let covers = |name: &Name| {
+            let reach = name.x + LETTER * name.text.chars().count() as f64;
+            (name.y - y).abs() < 16.0 && name.x < from + WORDS.0 && from < reach
+        };
+        if width >= WORDS.0 && height >= WORDS.1 && !names.iter().any(covers) {
             let _ = write!(
                 out,
                 r#"<text x="{x}" y="{y}" text-anchor="{anchor}" fill="var(--ink-2)" font-style="italic">{words}</text>"#
@@ -193,30 +203,41 @@ fn draw_path(out: &mut String, path: &Path<'_>, scale: &Scale, guard: &str, goal
     out.push_str("</g>");
 }
 
-/// Names at the far ends, kept apart.
-fn draw_names(out: &mut String, paths: &[Path<'_>], scale: &Scale) {
-    let named: Vec<&Path<'_>> = paths.iter().filter(|path| !path.key.muted).collect();
-    let ends: Vec<(f64, f64)> = named
-        .iter()
-        .filter_map(|path| path.places.last())
-        .map(|(_, x, y)| (scale.x(*x), scale.y(*y)))
+/// A line's name at its far end.
+struct Name {
+    text: String,
+    x: f64,
+    y: f64,
+}
+
+/// Names at the far ends, kept apart; long ones are cut, and the key has them whole.
+fn names(paths: &[Path<'_>], scale: &Scale) -> Vec<Name> {
+    let named = paths.iter().filter(|path| !path.key.muted);
+    let ended: Vec<(&Path<'_>, f64, f64)> = named
+        .filter_map(|path| path.places.last().map(|(_, x, y)| (path, scale.x(*x), scale.y(*y))))
         .collect();
-    let wanted: Vec<f64> = ends.iter().map(|end| end.1).collect();
+    let wanted: Vec<f64> = ended.iter().map(|end| end.2).collect();
     let placed = spread(&wanted, 15.0, TOP + 16.0, HEIGHT - BOTTOM - 4.0);
-    for ((path, (x, _)), y) in named.iter().zip(&ends).zip(placed) {
+    let name = |((path, x, _), y): (&(&Path<'_>, f64, f64), f64)| {
         let name = if path.key.short.is_empty() { &path.key.label } else { &path.key.short };
-        let name: String = if name.chars().count() > 14 {
-            name.chars().take(13).chain(['…']).collect()
-        } else {
-            name.clone()
+        let text = match name.chars().count() {
+            ..=NAME_MAX => name.clone(),
+            _ => name.chars().take(NAME_MAX - 1).chain(['…']).collect(),
         };
+        Name { text, x: x + 10.0, y: y + 4.0 }
+    };
+    ended.iter().zip(placed).map(name).collect()
+}
+
+fn draw_names(out: &mut String, names: &[Name]) {
+    for Name { text, x, y } in names {
         let _ = write!(
             out,
             r#"<text x="{}" y="{}" fill="{}" stroke="var(--surface)" stroke-width="4" stroke-linejoin="round" paint-order="stroke">{}</text>"#,
-            short(x + 10.0),
-            short(y + 4.0),
+            short(*x),
+            short(*y),
             Palette::Tokens.colour("ink"),
-            escape(&name)
+            escape(text)
         );
     }
 }

@@ -188,7 +188,23 @@ async fn latest(pool: &PgPool, run: Uuid) -> Result<Vec<(String, String)>> {
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.name.replace('_', " "), significant(row.value))).collect())
+    Ok(rows.into_iter().map(|row| (words(&row.name), measured(&row.name, row.value))).collect())
+}
+
+/// A metric's name as a person reads it, with places where a narrow column may break it.
+fn words(name: &str) -> String {
+    name.replace('_', " ").replace('/', "/\u{200b}").replace('.', ".\u{200b}")
+}
+
+/// A metric's value: bytes as bytes, shares as percent, everything else to four digits.
+fn measured(name: &str, value: f64) -> String {
+    if name.ends_with("_bytes") {
+        return format::bytes(value as i64);
+    }
+    if name.contains("share_") {
+        return format!("{:.1} %", 100.0 * value);
+    }
+    significant(value)
 }
 
 /// Four significant digits.
@@ -372,5 +388,12 @@ mod tests {
         assert_eq!(significant(312.04), "312.0");
         assert_eq!(significant(0.00003), "3.000e-5");
         assert_eq!(significant(0.0), "0.000");
+    }
+
+    #[test]
+    fn what_is_measured_in_bytes_or_shares_says_so() {
+        assert_eq!(measured("system/share_waiting_for_data", 0.0423), "4.2 %");
+        assert_eq!(measured("loss", 2.5), "2.500");
+        assert_eq!(words("system/memory_bytes"), "system/\u{200b}memory bytes");
     }
 }

@@ -1,6 +1,7 @@
 //! What a training learns from: the images with their captions, checked against the evaluation's datasets, and what has
 //! read the captions beforehand.
 
+use super::narrate::say;
 use crate::data::asset::{Asset, AssetKind, Library};
 use crate::data::augment::{Augment, Frame, RATIO};
 use crate::data::captions::Captions;
@@ -49,7 +50,7 @@ impl Material {
         };
         let asset = subset(library.get(&named.asset, AssetKind::Captions)?, named);
         let captions = Captions::read(&asset, threads, &|_, _| ())?;
-        println!("captions {}: {}", named.asset, captions.account);
+        say(&format!("captions {}: {}", named.asset, captions.account));
         check_leaks(&captions, datasets, named.allow_leaks, threads)?;
 
         let embeddings = named.text_encoder.as_ref().map(|name| {
@@ -119,11 +120,11 @@ fn check_leaks(captions: &Captions, datasets: &[Measured], allowed: bool, thread
     let leaks = leaks::leaks(captions, &scanned.collect::<Vec<_>>(), threads)?;
     let told = leaks.iter().filter(|leak| allowed || leak.likeness != Likeness::Exact);
     for leak in told.clone().take(TOLD) {
-        println!("{leak}");
+        say(&leak.to_string());
     }
     let more = told.count().saturating_sub(TOLD);
     if more > 0 {
-        println!("and {more} more images that training and evaluation share or nearly share");
+        say(&format!("and {more} more images that training and evaluation share or nearly share"));
     }
     if allowed {
         return Ok(());

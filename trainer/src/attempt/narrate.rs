@@ -7,11 +7,16 @@ use std::io::Write;
 /// Steps between two lines about the loss.
 const STEPS: u64 = 5;
 
-/// Prints what an event means, if it is worth a line. A log that cannot be written must not end the work.
+/// Prints what an event means, if it is worth a line.
 pub fn narrate(event: &Event) {
     if let Some(line) = line(event) {
-        let _ = writeln!(std::io::stdout(), "{line}");
+        say(&line);
     }
+}
+
+/// Prints a line. A log that cannot be written must not end the work.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn line(event: &Event) -> Option<String> {

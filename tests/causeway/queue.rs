@@ -215,6 +215,28 @@ async fn success_without_all_points_is_no_success() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_a_rollback_takes_back_is_kept_but_hidden() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let id = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    let back = |rollbacks: u32| json!({"event": "rolled_back", "step": 2, "rollbacks": rollbacks, "reason": "the loss became NaN at step 5"});
+    let first = [started(0), loss(1, 1.0), loss(2, 2.0), loss(3, 3.0), loss(4, 4.0), back(1), loss(3, 30.0)];
+    let (status, answer) = worker.ship(&held, 1, &first).await?;
+    assert!(status.is_success(), "{answer}");
+    let (status, answer) = worker.ship(&held, 8, &[back(2), loss(3, 300.0), loss(4, 400.0)]).await?;
+    assert!(status.is_success(), "{answer}");
+    let metrics = server.get(&format!("/runs/{id}/metrics?names=loss")).await?;
+    assert_eq!(metrics[0]["steps"], json!([1, 2, 3, 4]));
+    assert_eq!(metrics[0]["values"], json!([1.0, 2.0, 300.0, 400.0]));
+    let kept: i64 = sqlx::query_scalar("select count(*) from value where n < 0")
+        .fetch_one(&server.database().await?)
+        .await?;
+    assert_eq!(kept, 3, "steps 3 and 4 of the first course, 3 of the second");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_lost_answer_is_given_again() -> Result<()> {
     let server = Server::start().await?;
     let worker = FakeWorker::register(&server, "w").await?;

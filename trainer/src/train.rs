@@ -8,7 +8,6 @@ mod report;
 mod scale;
 
 pub use divergence::Diverged;
-pub use learner::cast;
 
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;

@@ -63,7 +63,8 @@ impl Material {
         let language_model = objective.caption.as_ref().map(|caption| {
             let asset = library.get(&caption.language_model, AssetKind::LanguageModel)?;
             asset.verify()?;
-            LanguageModel::open(&asset.folder, asset.manifest.format)
+            let model = LanguageModel::open(&asset.folder, asset.manifest.format)?;
+            anyhow::Ok(model.to_device(device))
         });
         let language_model = language_model.transpose()?;
         let ids = match &language_model {

@@ -10,7 +10,7 @@ use crate::weights::{Tensors, gguf, safetensors};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A frozen causal language model with its tokenizer.
 pub struct LanguageModel {
@@ -115,6 +115,16 @@ impl LanguageModel {
     /// sha256 of the weights' file.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The same model with its weights on a device.
+    pub fn to_device(mut self, device: Device) -> LanguageModel {
+        let tensors = match &mut self.model {
+            Model::Gpt2(gpt2) => &mut gpt2.tensors,
+            Model::Llama(llama) => &mut llama.tensors,
+        };
+        *tensors = tensors.to_device(device);
+        self
     }
 
     /// Its frozen weights.

@@ -9,22 +9,32 @@ pub mod reconstruction;
 use crate::models::language::LanguageModel;
 use crate::models::vit::Vit;
 use crate::random::SplitMix64;
-use crate::train::TrainRun;
-use crate::weights::Tensors;
 use crate::weights::checkpoint::Recipe;
+use crate::weights::{Backbone, Tensors};
 use anyhow::{Context, Result};
 use caption::LinearMap;
 use causeway_protocol::{Captioning, Contrastive, View};
 use contrastive::Heads;
 use reconstruction::Autoencoder;
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The terms of an objective, with what each learns besides the encoder.
 pub struct Objectives<'a> {
     contrastive: Option<(Contrastive, Heads)>,
     reconstruction: Option<Autoencoder>,
     caption: Option<(Captioning, LinearMap, &'a LanguageModel)>,
+}
+
+/// Who reads the captions, and where.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    /// Width of their embeddings, if they are embedded.
+    pub text_dim: Option<i64>,
+    /// What the caption loss asks.
+    pub language_model: Option<&'a LanguageModel>,
+    /// Where to compute.
+    pub device: Device,
 }
 
 /// What a forward pass is given.
@@ -55,16 +65,17 @@ impl<'a> Objectives<'a> {
     /// The terms of a recipe at their start. `train` takes a named tensor into the optimiser and returns it.
     ///
     /// # Errors
-    /// A term that lacks what it compares with.
+    /// A term that lacks what it compares with, or a decoder that does not fit.
     pub fn new(
-        run: &TrainRun<'a>,
         recipe: &Recipe,
+        backbone: &Backbone,
+        reader: Reader<'a>,
         train: &mut dyn FnMut(&str, &Tensor) -> Tensor,
     ) -> Result<Objectives<'a>> {
-        let (objective, config, seed) = (&recipe.objective, &run.backbone.config, recipe.seed);
+        let (objective, config, seed) = (&recipe.objective, &backbone.config, recipe.seed);
         let contrastive = objective.contrastive.as_ref().map(|spec| {
-            let embeddings = run.pairs.embeddings.context("the contrastive loss needs embedded captions")?;
-            let start = Heads::new(config.feature_dim(), embeddings.size()[1], spec, seed);
+            let text_dim = reader.text_dim.context("the contrastive loss needs embedded captions")?;
+            let start = Heads::new(config.feature_dim(), text_dim, spec, seed);
             let heads = Heads {
                 image: train("heads/image", &start.image),
                 text: train("heads/text", &start.text),
@@ -72,18 +83,12 @@ impl<'a> Objectives<'a> {
             };
             anyhow::Ok((spec.clone(), heads))
         });
-        let reconstruction = objective.reconstruction.as_ref().map(|spec| {
-            Autoencoder::new(
-                spec,
-                run.backbone,
-                recipe.training.image_size,
-                recipe.training.dtype,
-                seed,
-                train,
-            )
-        });
+        let reconstruction = objective
+            .reconstruction
+            .as_ref()
+            .map(|spec| Autoencoder::new(spec, backbone, &recipe.training, seed, reader.device, train));
         let caption = objective.caption.as_ref().map(|spec| {
-            let model = run.language_model.context("the caption loss needs a language model")?;
+            let model = reader.language_model.context("the caption loss needs a language model")?;
             let start = LinearMap::new(config.dim, model.dim(), seed);
             let map = LinearMap {
                 weight: train("linear_map/weight", &start.weight),

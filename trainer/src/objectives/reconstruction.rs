@@ -3,17 +3,16 @@
 
 use crate::models::mae::{self, DecoderConfig, Mask};
 use crate::random::SplitMix64;
-use crate::train::cast;
-use crate::weights::{Backbone, Tensors};
+use crate::weights::{Backbone, Tensors, kind};
 use anyhow::{Context, Result};
-use causeway_protocol::{Decoder, Dtype, Reconstruction};
-use tch::Tensor;
+use causeway_protocol::{Decoder, Reconstruction, Training};
+use tch::{Device, Kind, Tensor};
 
 /// The decoder and what it is measured by.
 pub struct Autoencoder {
     spec: Reconstruction,
     config: DecoderConfig,
-    dtype: Dtype,
+    kind: Kind,
     /// f32; the trained ones are the optimiser's, the position table is fixed.
     tensors: Tensors,
     fresh: bool,
@@ -27,12 +26,12 @@ impl Autoencoder {
     pub fn new(
         spec: &Reconstruction,
         backbone: &Backbone,
-        image_size: u32,
-        dtype: Dtype,
+        training: &Training,
         seed: u64,
+        device: Device,
         train: &mut dyn FnMut(&str, &Tensor) -> Tensor,
     ) -> Result<Autoencoder> {
-        let encoder = &backbone.config;
+        let (encoder, image_size) = (&backbone.config, training.image_size);
         let fresh = backbone.decoder.is_empty();
         let (config, start) = if fresh {
             let Decoder { dim, depth, heads } = spec.decoder;
@@ -48,7 +47,6 @@ impl Autoencoder {
             config.check_image_size(image_size).context("`training.image_size`")?;
             (config, own.share())
         };
-        let device = backbone.tensors["cls_token"].device();
         let tensors = start.iter().map(|(name, start)| {
             // MAE's positions are a fixed table.
             let value = match name {
@@ -57,7 +55,13 @@ impl Autoencoder {
             };
             (name.to_owned(), value)
         });
-        Ok(Autoencoder { spec: spec.clone(), config, dtype, tensors: tensors.collect(), fresh })
+        Ok(Autoencoder {
+            spec: spec.clone(),
+            config,
+            kind: kind(training.dtype),
+            tensors: tensors.collect(),
+            fresh,
+        })
     }
 
     /// Weight of the term.
@@ -98,7 +102,7 @@ impl Autoencoder {
     /// # Shapes
     /// `pixels` f32 [batch, 3, height, width], normalised; `tokens` [batch, 1 + visible, dim] → scalar
     pub fn loss(&self, pixels: &Tensor, tokens: &Tensor, mask: &Mask) -> Tensor {
-        let tensors = cast(&self.tensors, self.dtype);
+        let tensors = self.tensors.to_kind(self.kind);
         let prediction = self.config.decode(&tensors, tokens, mask);
         mae::loss(&prediction, &mae::target(pixels, self.config.patch, self.spec.norm_pix), mask)
     }

@@ -5,10 +5,10 @@ use super::scale::LossScale;
 use super::{Losses, TrainRun};
 use crate::methods;
 use crate::models::vit::Vit;
-use crate::objectives::{Batch, Objectives};
+use crate::objectives::{Batch, Objectives, Reader};
 use crate::optim::{self, AdamW, Group, Part};
 use crate::weights::checkpoint::Recipe;
-use crate::weights::{Tensors, convert, resume};
+use crate::weights::{Tensors, convert, kind, resume};
 use anyhow::{Context, Result};
 use causeway_protocol::{Dtype, Training};
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,12 @@ impl<'a> Learner<'a> {
         }
         let head =
             Group { part: Part::Head, rate: training.head_learning_rate, decay: training.weight_decay };
-        let objectives = Objectives::new(run, recipe, &mut |name, start| {
+        let reader = Reader {
+            text_dim: run.pairs.embeddings.map(|embeddings| embeddings.size()[1]),
+            language_model: run.language_model,
+            device,
+        };
+        let objectives = Objectives::new(recipe, run.backbone, reader, &mut |name, start| {
             optimiser.train(name, &start.to_device(device), head)
         })?;
         let fresh_decoder = objectives.has_fresh_decoder() && !run.backbone.is_fresh;
@@ -97,7 +102,7 @@ impl<'a> Learner<'a> {
             training: training.clone(),
             encoder_frozen_steps: training.encoder_frozen_steps.unwrap_or(default_frozen_steps),
         };
-        learner.frozen = cast(&learner.frozen, training.dtype);
+        learner.frozen = learner.frozen.to_kind(kind(training.dtype));
         if learner.average.is_some() {
             learner.average =
                 Some(learner.trained().map(|(name, tensor)| (name, tensor.detach().copy())).collect());
@@ -268,20 +273,6 @@ impl<'a> Learner<'a> {
             values
         })
     }
-}
-
-/// The kind of a forward pass's tensors.
-fn kind(dtype: Dtype) -> tch::Kind {
-    match dtype {
-        Dtype::F32 => tch::Kind::Float,
-        Dtype::Bf16 => tch::Kind::BFloat16,
-        Dtype::F16 => tch::Kind::Half,
-    }
-}
-
-/// Tensors in the arithmetic of a forward pass.
-pub fn cast(tensors: &Tensors, dtype: Dtype) -> Tensors {
-    tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor.to_kind(kind(dtype)))).collect()
 }
 
 fn owned((name, tensor): (&str, &Tensor)) -> (String, Tensor) {

@@ -16,7 +16,7 @@ pub mod torch;
 use crate::models::mae;
 use crate::models::vit::{Known, VitConfig};
 use anyhow::{Context, Result, ensure};
-use causeway_protocol::Architecture;
+use causeway_protocol::{Architecture, Dtype};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,6 +75,11 @@ impl Tensors {
     /// The same tensors again: names are copied, values are shared.
     pub fn share(&self) -> Tensors {
         self.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
+    }
+
+    /// The same values in another arithmetic; tensors that are in it already are shared.
+    pub fn to_kind(&self, kind: Kind) -> Tensors {
+        self.iter().map(|(name, tensor)| (name.to_owned(), tensor.to_kind(kind))).collect()
     }
 
     /// The same tensors on a device.
@@ -230,6 +235,15 @@ impl Backbone {
         let (decoder, ignored) = (Tensors::new(), Vec::new());
         let decoder_heads = known.decoder_heads;
         Ok(Backbone { config, tensors, digest, decoder, decoder_heads, ignored, is_fresh: false })
+    }
+}
+
+/// The kind of tensors that a forward pass of this arithmetic computes with.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::F16 => Kind::Half,
     }
 }
 

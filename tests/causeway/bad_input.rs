@@ -54,7 +54,7 @@ fn leaking_captions(data: &Path) -> Result<()> {
         fs::copy(&image, folder.join(format!("{at}.png")))?;
         lines += &format!("{}\n", json!({"image": format!("{at}.png"), "caption": format!("Caption {at}.")}));
     }
-    fs::write(folder.join("captions.jsonl"), lines)?;
+    fs::write(folder.join("images.jsonl"), lines)?;
     let about = "title = 'leaking'\nlicence = 'GPL-2.0'\nsource = 'a test'\n";
     let manifest = format!("name = 'leaking'\nkind = 'captions'\nformat = 'jsonl'\n{about}");
     fs::write(folder.join("asset.toml"), manifest)?;

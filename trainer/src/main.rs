@@ -96,8 +96,8 @@ struct CheckArgs {
 
 #[derive(Args)]
 struct DataArgs {
-    /// Folder of assets; may be given several times.
-    #[arg(long, env = "CAUSEWAY_DATA", value_delimiter = ':', required = true)]
+    /// Folder of assets; may be given several times. By default where set-up puts the demo's.
+    #[arg(long, env = "CAUSEWAY_DATA", value_delimiter = ':', default_value = ".deps/data")]
     data: Vec<PathBuf>,
 }
 

@@ -3,11 +3,12 @@
 //! [`Vit::tokens`](super::vit::Vit::tokens). Nothing here draws random numbers while training: noise comes as an
 //! argument, so that equal noise makes an equal loss.
 
+use super::check_shapes;
 use super::vit::VitConfig;
-use super::vit::config::{block_shapes, misfits};
+use super::vit::config::block_shapes;
 use super::vit::{attention, layer_norm, linear};
 use crate::weights::{Tensors, initial};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -148,10 +149,7 @@ impl DecoderConfig {
             mlp_dim: rows("decoder_blocks.0.mlp.fc1.weight")?,
             ..DecoderConfig::new(encoder, rows("decoder_embed.weight")?, depth, heads.unwrap_or(HEADS))?
         };
-        let problems = misfits(tensors, &config.shapes());
-        if !problems.is_empty() {
-            bail!("{}", problems.join("; "));
-        }
+        check_shapes(tensors, &config.shapes())?;
         Ok(config)
     }
 

@@ -12,31 +12,46 @@ pub mod text;
 pub mod vit;
 
 use crate::weights::Tensors;
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-/// Checks that a text or language model has exactly the tensors of its architecture.
+/// Checks that a model has exactly the tensors of its architecture.
 ///
 /// # Errors
-/// Tensors that are missing, misshapen or unknown; all are listed.
+/// What [`misfits`] finds.
 fn check_shapes(tensors: &Tensors, shapes: &BTreeMap<String, Vec<i64>>) -> Result<()> {
-    let mut problems: Vec<String> = shapes
-        .iter()
-        .filter_map(|(name, shape)| match tensors.get(name) {
-            None => Some(format!("{name} is missing")),
-            Some(tensor) if tensor.size() != *shape => {
-                Some(format!("{name} is {:?}, must be {shape:?}", tensor.size()))
-            }
-            Some(_) => None,
-        })
-        .collect();
+    all_told(&misfits(tensors, shapes))
+}
+
+/// An error of all problems at once, if there are any.
+fn all_told(problems: &[String]) -> Result<()> {
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(())
+}
+
+/// What is wrong with tensors that should have exactly these names and shapes, in f32: missing, misshapen, unknown.
+fn misfits(tensors: &Tensors, shapes: &BTreeMap<String, Vec<i64>>) -> Vec<String> {
+    let mut problems = lacking(tensors, shapes);
     let unknown = tensors.names().filter(|name| !shapes.contains_key(*name));
     problems.extend(unknown.map(|name| format!("{name} is unknown")));
-    if !problems.is_empty() {
-        bail!("{}", problems.join("; "));
-    }
-    Ok(())
+    problems
+}
+
+/// The same, where other tensors may be there too.
+fn lacking<'a>(
+    tensors: &Tensors,
+    shapes: impl IntoIterator<Item = (&'a String, &'a Vec<i64>)>,
+) -> Vec<String> {
+    let problem = |(name, shape): (&String, &Vec<i64>)| match tensors.get(name) {
+        None => Some(format!("{name} is missing")),
+        Some(tensor) if tensor.size() != *shape => {
+            Some(format!("{name} is {:?}, must be {shape:?}", tensor.size()))
+        }
+        Some(tensor) if tensor.kind() != Kind::Float => Some(format!("{name} is {:?}", tensor.kind())),
+        Some(_) => None,
+    };
+    shapes.into_iter().filter_map(problem).collect()
 }
 
 /// x · weightᵀ + bias, by the name of the layer.

@@ -2,6 +2,7 @@
 
 mod written;
 
+use crate::models::check_shapes;
 use crate::weights::Tensors;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -195,11 +196,7 @@ impl VitConfig {
     }
 
     fn check(&self, tensors: &Tensors) -> Result<()> {
-        let problems = misfits(tensors, &self.shapes());
-        if !problems.is_empty() {
-            bail!("{}", problems.join("; "));
-        }
-        Ok(())
+        check_shapes(tensors, &self.shapes())
     }
 
     /// Whether images of this side can be cut into patches.
@@ -273,24 +270,6 @@ pub(crate) fn block_shapes(block: &str, dim: i64, mlp: i64) -> Vec<(String, Vec<
         shapes.push((format!("{block}.{norm}.bias"), vec![dim]));
     }
     shapes
-}
-
-/// What is wrong with tensors that should have these names and shapes, in f32.
-pub(crate) fn misfits(tensors: &Tensors, shapes: &BTreeMap<String, Vec<i64>>) -> Vec<String> {
-    let mut problems: Vec<String> = shapes
-        .iter()
-        .filter_map(|(name, shape)| match tensors.get(name) {
-            None => Some(format!("{name} is missing")),
-            Some(tensor) if tensor.size() != *shape => {
-                Some(format!("{name} is {:?}, must be {shape:?}", tensor.size()))
-            }
-            Some(tensor) if tensor.kind() != Kind::Float => Some(format!("{name} is {:?}", tensor.kind())),
-            Some(_) => None,
-        })
-        .collect();
-    let unknown = tensors.names().filter(|name| !shapes.contains_key(*name));
-    problems.extend(unknown.map(|name| format!("{name} is unknown")));
-    problems
 }
 
 impl Activation {

@@ -6,6 +6,8 @@ mod alpha;
 mod evaluation;
 mod journal;
 mod lease;
+mod method;
+mod retention;
 mod spec;
 mod state;
 mod validate;
@@ -18,9 +20,15 @@ pub use lease::{
     AssetSummary, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, KnownPoint,
     LeaseGrant, LeaseRequest, Order, Outcome, RegisterWorker, RenewedLease, ResumeFrom,
 };
+pub use method::{
+    Adapter, AdapterForm, AdapterInit, BlockExpansion, Buffer, CaptionForm, CrossModal, Film, FilmGenerator,
+    Fusion, FusionAttention, Ladder, Lora, LoraTarget, Method, NullText, Program, Reading, Reads, Reprogram,
+    Selection, Selective, TokenReplay,
+};
+pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
 pub use spec::{
-    AdapterInit, Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Method,
-    Objective, Reconstruction, Schedule, Spec, Training, View, WeightSource, Weights,
+    Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,
+    Schedule, Soup, Spec, Training, View, WeightSource, Weights,
 };
 pub use state::{AttemptState, Phase, RunState, WorkerState};
 pub use validate::{Problem, parse_spec};

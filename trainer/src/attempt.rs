@@ -4,7 +4,7 @@
 
 pub mod ending;
 pub mod environment;
-mod material;
+pub mod material;
 mod narrate;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
@@ -147,7 +147,7 @@ impl<'a> Attempt<'a> {
         self.tell(Event::Backbone {
             digest: backbone.digest.clone(),
             parameters: backbone.tensors.values(),
-            trainable: Recipe::of(&spec).map_or(0, |recipe| methods::trainable_values(&recipe, &backbone)),
+            trainable: self.trainable(&spec, &backbone)?,
         })?;
         // Before training, so that a corrupt image is known now and not when the checkpoint is waiting for it.
         let datasets =
@@ -184,6 +184,13 @@ impl<'a> Attempt<'a> {
         tell(self.journal, event)
     }
 
+    /// Number of values that the run trains in the encoder.
+    fn trainable(&self, spec: &Spec, backbone: &Backbone) -> Result<u64> {
+        let Ok(recipe) = Recipe::of(spec) else { return Ok(0) };
+        let widths = material::widths(spec, &self.library)?;
+        Ok(methods::trainable(&recipe, backbone, widths)?.iter().map(|(_, values)| values).sum())
+    }
+
     /// Trains and returns the file of the checkpoint.
     fn train(&mut self, spec: &Spec, backbone: &Backbone, datasets: &[Measured]) -> Result<PathBuf> {
         self.tell(Event::Phase { phase: Phase::Train })?;
@@ -196,6 +203,7 @@ impl<'a> Attempt<'a> {
             backbone,
             pairs: material.pairs(),
             language_model: material.language_model.as_ref(),
+            given: &material.given,
             resume: resume.as_deref(),
             folder: self.folder,
             device: self.device,
@@ -213,7 +221,7 @@ impl<'a> Attempt<'a> {
                 Ok(asset.weights_file())
             }
             WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
-            WeightSource::Fresh(_) => bail!("fresh weights have no file"),
+            WeightSource::Fresh(_) | WeightSource::Soup(_) => bail!("{source:?} has no file"),
             WeightSource::File(path) => {
                 bail!("weights are named by asset or blob here, not by the path {path}")
             }

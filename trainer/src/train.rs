@@ -9,6 +9,7 @@ mod scale;
 
 pub use divergence::Diverged;
 
+use crate::methods::{Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
 use crate::optim;
@@ -40,6 +41,8 @@ pub struct TrainRun<'a> {
     pub pairs: Pairs<'a>,
     /// What the caption loss asks.
     pub language_model: Option<&'a LanguageModel>,
+    /// What the method takes from other models.
+    pub given: &'a Given,
     /// A resume state of the same spec and backbone to go on from.
     pub resume: Option<&'a Path>,
     /// The attempt's folder: resume states and the checkpoint go there.
@@ -62,6 +65,8 @@ pub struct Pairs<'a> {
     pub embeddings: Option<&'a Tensor>,
     /// Token ids of each distinct caption; for the caption loss.
     pub ids: &'a [Vec<i64>],
+    /// Each distinct caption as a method reads it, [tokens, text]; empty where none does.
+    pub texts: &'a [Tensor],
 }
 
 /// The images of one step after the other: u8 [pairs of the step, 3, image_size, image_size] in the order's sequence,
@@ -170,7 +175,7 @@ fn finish(run: &mut TrainRun, recipe: &Recipe, learner: &Learner) -> Result<Blob
         safetensors::write(&path, &tensors, &metadata)?
     } else {
         let (theta1, theta0) = (learner.theta1(), &learner.added_theta0);
-        checkpoint::write(&path, run.backbone, recipe, step, &theta1, theta0)?
+        checkpoint::write(&path, run.backbone, recipe, step, (&theta1, theta0), run.given.widths)?
     };
     (run.journal)(Event::Checkpoint {
         step,
@@ -207,6 +212,11 @@ impl TrainRun<'_> {
             let distinct = self.pairs.ids.len();
             ensure!(captions.iter().all(|row| *row < distinct), "a caption has no tokens");
         }
+        if let Some(reads) = recipe.method.reads() {
+            let distinct = self.pairs.texts.len();
+            let all = !captions.is_empty() && captions.iter().all(|row| *row < distinct);
+            ensure!(all, "a caption has no {:?} for the method to read", reads.form);
+        }
         Ok(())
     }
 }
@@ -225,7 +235,14 @@ impl Pairs<'_> {
                 captions => indices.iter().map(|index| captions[*index] as i64).collect(),
             };
             let captions = Tensor::from_slice(&rows).to_device(pixels.device());
+            let reads = recipe.method.reads().filter(|_| !self.texts.is_empty());
             Batch {
+                text: reads.map(|reads| {
+                    let mut draws = initial::stream(recipe.seed, &format!("caption_dropout/{step}/{at}"));
+                    let text =
+                        |row: &i64| (draws.uniform() >= reads.caption_dropout, &self.texts[*row as usize]);
+                    Text::of(rows.iter().map(text), pixels.device())
+                }),
                 embeddings: self.embeddings.map(|embeddings| embeddings.index_select(0, &captions)),
                 ids: match self.ids {
                     [] => Vec::new(),

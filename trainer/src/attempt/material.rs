@@ -8,12 +8,13 @@ use crate::data::captions::Captions;
 use crate::data::leaks::{self, Likeness, Scanned};
 use crate::data::loader::{AHEAD, Feed, KEEP_BYTES, Loader};
 use crate::evaluate::sweep::Measured;
+use crate::methods::{Given, Widths};
 use crate::models::language::LanguageModel;
 use crate::models::text::TextEncoder;
 use crate::order::Order;
 use crate::train::{Images, Pairs};
 use anyhow::{Context, Result};
-use causeway_protocol::{Event, Preprocess, Spec, Training};
+use causeway_protocol::{CaptionForm, Event, Preprocess, Spec, Training};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
@@ -27,6 +28,9 @@ pub struct Material {
     /// The model that the caption loss asks.
     pub language_model: Option<LanguageModel>,
     ids: Vec<Vec<i64>>,
+    texts: Vec<Tensor>,
+    /// What the method takes from other models.
+    pub given: Given,
     /// Opens the batches of some steps.
     open: Box<dyn Fn(Order, Range<u64>) -> Result<Images>>,
 }
@@ -53,12 +57,10 @@ impl Material {
         say(&format!("captions {}: {}", named.asset, captions.account));
         check_leaks(&captions, datasets, named.allow_leaks, threads)?;
 
-        let embeddings = named.text_encoder.as_ref().map(|name| {
-            let asset = library.get(name, AssetKind::TextEncoder)?;
-            asset.verify()?;
-            let encoder = TextEncoder::open(&asset.folder, asset.manifest.format)?;
+        let encoder = named.text_encoder.as_ref().map(|name| text_encoder(name, library)).transpose()?;
+        let embeddings = encoder.as_ref().map(|encoder| {
             let embeddings = encoder.embed(&captions.distinct); // [distinct, text]
-            embeddings.with_context(|| format!("embedding the captions with `{name}`"))
+            embeddings.context("embedding the captions")
         });
         let language_model = objective.caption.as_ref().map(|caption| {
             let asset = library.get(&caption.language_model, AssetKind::LanguageModel)?;
@@ -74,8 +76,16 @@ impl Material {
             }
         };
         let open = opener(&captions, training, device, threads);
-        let embeddings = embeddings.transpose()?.map(|embeddings| embeddings.to_device(device));
-        Ok(Material { captions, embeddings, language_model, ids, open })
+        let embeddings = embeddings.transpose()?;
+        let form = spec.method.as_ref().and_then(|method| method.reads()).map(|reads| reads.form);
+        let texts = match (form, &encoder, &embeddings) {
+            (Some(CaptionForm::Embedding), _, Some(embeddings)) => embeddings.split(1, 0),
+            (Some(CaptionForm::Tokens), Some(encoder), _) => encoder.token_rows(&captions.distinct)?,
+            _ => Vec::new(),
+        };
+        let given = Given { widths: widths(spec, library)?, ..Given::default() };
+        let embeddings = embeddings.map(|embeddings| embeddings.to_device(device));
+        Ok(Material { captions, embeddings, language_model, ids, texts, given, open })
     }
 
     /// What was read, for the journal.
@@ -96,8 +106,33 @@ impl Material {
             captions: &self.captions.rows,
             embeddings: self.embeddings.as_ref(),
             ids: &self.ids,
+            texts: &self.texts,
         }
     }
+}
+
+fn text_encoder(name: &str, library: &Library) -> Result<TextEncoder> {
+    let asset = library.get(name, AssetKind::TextEncoder)?;
+    asset.verify()?;
+    TextEncoder::open(&asset.folder, asset.manifest.format)
+}
+
+/// How wide what a spec's method takes from other models is.
+///
+/// # Errors
+/// An asset that is missing or damaged.
+pub fn widths(spec: &Spec, library: &Library) -> Result<Widths> {
+    let mut widths = Widths::default();
+    let Some(method) = &spec.method else { return Ok(widths) };
+    let named = spec.captions.as_ref().and_then(|captions| captions.text_encoder.as_ref());
+    if let (Some(reads), Some(name)) = (method.reads(), named) {
+        let encoder = text_encoder(name, library)?;
+        widths.text = match reads.form {
+            CaptionForm::Embedding => encoder.dim(),
+            CaptionForm::Tokens => encoder.token_dim(),
+        };
+    }
+    Ok(widths)
 }
 
 /// The asset with the spec's own choice of images.

@@ -91,12 +91,23 @@ impl TextEncoder {
     /// # Errors
     /// A caption that the tokenizer refuses.
     pub fn tokens<S: AsRef<str>>(&self, captions: &[S]) -> Result<(Tensor, Tensor)> {
-        let rows = self.in_groups(captions, |ids| self.hidden(ids))?;
+        let rows = self.token_rows(captions)?;
         let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
         let lengths = Tensor::from_slice(&lengths);
         let states = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?;
         let positions = Tensor::arange(states.size()[1], (Kind::Int64, states.device()));
         Ok((states, positions.unsqueeze(0).less_tensor(&lengths.unsqueeze(1))))
+    }
+
+    /// The same, each caption by itself.
+    ///
+    /// # Shapes
+    /// → for each caption [its tokens, token_dim]
+    ///
+    /// # Errors
+    /// A caption that the tokenizer refuses.
+    pub fn token_rows<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<Tensor>> {
+        self.in_groups(captions, |ids| self.hidden(ids))
     }
 
     fn hidden(&self, ids: &Tensor) -> Tensor {

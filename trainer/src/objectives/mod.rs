@@ -1,12 +1,14 @@
 //! The objective: the weighted sum of the terms that a spec names. Each view of an image goes through the encoder once,
-//! whichever terms look at it. A caption is only ever what an image is compared with: no encoder here is given the
-//! caption that its output is scored against (methods.md §9).
+//! whichever terms look at it. An encoder that reads captions is shown one by the reconstruction alone: what is scored
+//! against a caption has not seen it, unless the spec says `leak = true` (methods.md §9).
 
 pub mod caption;
 pub mod contrastive;
 pub mod reconstruction;
 
+use crate::methods::Text;
 use crate::models::language::LanguageModel;
+use crate::models::mae::Mask;
 use crate::models::vit::Vit;
 use crate::random::SplitMix64;
 use crate::weights::checkpoint::Recipe;
@@ -41,6 +43,8 @@ pub struct Reader<'a> {
 pub struct Batch {
     /// u8 [batch, 3, height, width].
     pub pixels: Tensor,
+    /// The captions as the method reads them, if it does.
+    pub text: Option<Text>,
     /// The captions' embeddings, [batch, text]; for the contrastive loss.
     pub embeddings: Option<Tensor>,
     /// The captions' token ids; for the caption loss.
@@ -49,6 +53,22 @@ pub struct Batch {
     pub captions: Tensor,
     /// What the masks are drawn from; for the reconstruction.
     pub noise: Option<SplitMix64>,
+}
+
+/// What an encoder makes of a batch: each view that some term looks at, once.
+pub struct Seen {
+    /// The images as the encoder is given them. f32 [batch, 3, height, width]
+    pub pixels: Tensor,
+    /// What is hidden from the reconstruction.
+    pub mask: Option<Mask>,
+    /// Tokens of the visible patches, for the reconstruction; under a method that reads captions, with the caption.
+    pub rebuilt: Option<Tensor>,
+    /// The same to be compared with the caption, and so without it.
+    pub visible: Option<Tensor>,
+    /// Tokens of the whole image. [batch, tokens, dim]
+    pub whole: Option<Tensor>,
+    /// The feature that is compared with the caption. [batch, feature_dim]
+    pub feature: Option<Tensor>,
 }
 
 /// One term of the loss.
@@ -103,45 +123,72 @@ impl<'a> Objectives<'a> {
         })
     }
 
-    /// The terms of a batch. With `standing`, no graph goes into the encoder: only what reads it learns.
+    /// What the encoder makes of a batch. With `standing`, no graph goes into it: only what reads it learns.
+    pub fn see(&self, vit: &Vit, encoder: &Tensors, batch: &Batch, standing: bool) -> Seen {
+        let pixels = vit.config.normalise(&batch.pixels); // f32 [batch, 3, height, width]
+        let mask = self.reconstruction.as_ref().zip(batch.noise.clone());
+        let mask = mask.map(|(autoencoder, noise)| autoencoder.mask(&pixels, noise));
+        let encode = || {
+            let input = pixels.to_kind(encoder["cls_token"].kind());
+            let text = batch.text.as_ref();
+            // What is compared with a caption must not have seen it, unless the spec permits that.
+            let shown = text.filter(|_| vit.method.reads().is_some_and(|reads| reads.leak));
+            let visible = |text| {
+                let mask = mask.as_ref()?;
+                Some(vit.tokens(encoder, &input, Some(&mask.visible), text))
+            };
+            let rebuilt = visible(text);
+            let compared = match self.compares_visible() {
+                false => None,
+                true if text.is_none() || shown.is_some() => rebuilt.as_ref().map(Tensor::shallow_clone),
+                true => visible(None),
+            };
+            let whole =
+                (self.caption_view() == Some(View::Full)).then(|| vit.tokens(encoder, &input, None, shown));
+            let feature = self.contrastive.as_ref().map(|(spec, _)| match (spec.view, &compared, &whole) {
+                (View::Visible, Some(visible), _) => vit.feature_of(encoder, visible),
+                (View::Full, _, Some(whole)) => vit.feature_of(encoder, whole),
+                _ if shown.is_some() => vit.feature_of(encoder, &vit.tokens(encoder, &input, None, shown)),
+                _ => vit.features(encoder, &input),
+            });
+            (rebuilt, compared, whole, feature)
+        };
+        let (rebuilt, visible, whole, feature) = if standing { tch::no_grad(encode) } else { encode() };
+        Seen { pixels, mask, rebuilt, visible, whole, feature }
+    }
+
+    /// The terms of a batch.
     ///
     /// # Errors
     /// A caption that the language model cannot be given.
-    pub fn losses(&self, vit: &Vit, encoder: &Tensors, batch: &Batch, standing: bool) -> Result<Vec<Term>> {
-        let pixels = vit.config.normalise(&batch.pixels); // f32 [batch, 3, height, width]
-        let masked = self.reconstruction.as_ref().zip(batch.noise.clone());
-        let masked = masked.map(|(autoencoder, noise)| (autoencoder, autoencoder.mask(&pixels, noise)));
-        let encode = || {
-            let input = pixels.to_kind(encoder["cls_token"].kind());
-            let visible = masked.as_ref().map(|(_, mask)| vit.tokens(encoder, &input, Some(&mask.visible)));
-            let whole = (self.caption_view() == Some(View::Full)).then(|| vit.tokens(encoder, &input, None));
-            let feature = self.contrastive.as_ref().map(|(spec, _)| match (spec.view, &visible, &whole) {
-                (View::Visible, Some(visible), _) => vit.feature_of(encoder, visible),
-                (View::Full, _, Some(whole)) => vit.feature_of(encoder, whole),
-                _ => vit.features(encoder, &input),
-            });
-            (visible, whole, feature)
-        };
-        let (visible, whole, feature) = if standing { tch::no_grad(encode) } else { encode() };
+    pub fn terms(&self, seen: &Seen, batch: &Batch) -> Result<Vec<Term>> {
         let mut terms = Vec::new();
         if let (Some((spec, heads)), Some(feature), Some(embeddings)) =
-            (&self.contrastive, &feature, &batch.embeddings)
+            (&self.contrastive, &seen.feature, &batch.embeddings)
         {
             let loss = heads.loss(&feature.to_kind(Kind::Float), embeddings, &batch.captions);
             terms.push(Term { name: "contrastive", weight: spec.weight, loss });
         }
-        if let (Some((autoencoder, mask)), Some(visible)) = (&masked, &visible) {
-            let loss = autoencoder.loss(&pixels, visible, mask);
+        if let (Some(autoencoder), Some(mask), Some(rebuilt)) =
+            (&self.reconstruction, &seen.mask, &seen.rebuilt)
+        {
+            let loss = autoencoder.loss(&seen.pixels, rebuilt, mask);
             terms.push(Term { name: "reconstruction", weight: autoencoder.weight(), loss });
         }
         if let Some((spec, map, model)) = &self.caption
-            && let Some(tokens) = if spec.view == View::Full { &whole } else { &visible }
+            && let Some(tokens) = if spec.view == View::Full { &seen.whole } else { &seen.visible }
         {
             let patches = tokens.narrow(1, 1, tokens.size()[1] - 1).to_kind(Kind::Float);
             let loss = caption::loss(model, &map.forward(&patches), &batch.ids)?;
             terms.push(Term { name: "caption", weight: spec.weight, loss });
         }
         Ok(terms)
+    }
+
+    /// Whether a term compares the visible patches with the caption.
+    fn compares_visible(&self) -> bool {
+        let contrastive = self.contrastive.as_ref().map(|(spec, _)| spec.view);
+        [contrastive, self.caption_view()].contains(&Some(View::Visible))
     }
 
     fn caption_view(&self) -> Option<View> {

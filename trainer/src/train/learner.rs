@@ -55,14 +55,16 @@ impl<'a> Learner<'a> {
     pub fn new(run: &TrainRun<'a>, recipe: &Recipe, resume: Option<&Path>) -> Result<(Learner<'a>, u64)> {
         let (training, method, config) = (&recipe.training, &recipe.method, &run.backbone.config);
         let device = run.device;
-        let added = methods::added(method, config, recipe.seed);
+        let tuner = methods::tuner(method);
+        let mut added = methods::added(recipe, run.backbone, run.given.widths)?;
+        added.take(&run.given.tensors)?;
         let mut optimiser = AdamW::new(training.betas);
         let mut tensors = run.backbone.tensors.to_device(device);
         let mut origin = added.theta0.to_device(device);
         tensors.extend(added.start.to_device(device));
         let trained: Vec<String> = tensors
             .names()
-            .filter(|name| methods::trains(method, name) && !recipe.fixes(name))
+            .filter(|name| tuner.trains(name) && !recipe.fixes(name))
             .map(str::to_owned)
             .collect();
         for name in trained {
@@ -153,7 +155,8 @@ impl<'a> Learner<'a> {
         let mut sum: Vec<Tensor> = Vec::new();
         for batch in batches {
             let encoder = self.encoder();
-            let terms = self.objectives.losses(&self.vit, &encoder, batch, standing)?;
+            let seen = self.objectives.see(&self.vit, &encoder, batch, standing);
+            let terms = self.objectives.terms(&seen, batch)?;
             let weighted: Vec<Tensor> = terms.iter().map(|term| &term.loss * term.weight).collect();
             let loss = match weighted.as_slice() {
                 [alone] => alone.shallow_clone(),

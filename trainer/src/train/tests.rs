@@ -1,5 +1,5 @@
 use super::*;
-use crate::methods;
+use crate::methods::{self, Widths};
 use crate::models::vit::tiny;
 use crate::reference;
 use crate::weights::interpolate::Line;
@@ -40,6 +40,11 @@ fn spec_with(method: Value, objective: Value, training: Value) -> Spec {
 /// Every method with its words.
 fn methods() -> [Value; 3] {
     [json!({"kind": "full"}), json!({"kind": "adapter", "rank": 4}), json!({"kind": "film"})]
+}
+
+/// Number of values that a method trains.
+fn trained(recipe: &Recipe, backbone: &Backbone) -> u64 {
+    methods::trainable(recipe, backbone, Widths::default()).unwrap().iter().map(|(_, values)| values).sum()
 }
 
 struct Trained {
@@ -93,8 +98,10 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
             captions: &[0, 1, 2, 3, 4, 5, 6, 1, 2],
             embeddings: spec.objective.as_ref().and_then(|o| o.contrastive.as_ref()).map(|_| &embeddings),
             ids: &[],
+            texts: &[],
         },
         language_model: None,
+        given: &Given::default(),
         resume,
         folder: folder.path(),
         device: Device::Cpu,
@@ -138,7 +145,7 @@ fn frozen_tensors_keep_their_bytes_and_trained_ones_move() {
         let method = spec.method.as_ref().unwrap();
         for (name, tensor) in end.iter() {
             let moved = line.moved().iter().any(|moved| moved == name);
-            assert_eq!(moved, methods::trains(method, name), "{name}");
+            assert_eq!(moved, methods::tuner(method).trains(name), "{name}");
             if !moved {
                 assert!(bitwise_equal(tensor, &backbone.tensors[name]), "{name}");
             }
@@ -164,8 +171,10 @@ fn the_optimiser_holds_what_the_method_trains_and_the_heads() {
                 captions: &[0, 1],
                 embeddings: Some(&embeddings),
                 ids: &[],
+                texts: &[],
             },
             language_model: None,
+            given: &Given::default(),
             resume: None,
             folder: folder.path(),
             device: Device::Cpu,
@@ -173,9 +182,9 @@ fn the_optimiser_holds_what_the_method_trains_and_the_heads() {
         };
         let (learner, _) = Learner::new(&run, &recipe, None).unwrap();
         let heads = 16 * 64 + 16 * 32 + 1;
-        assert_eq!(learner.optimiser.values(), methods::trainable_values(&recipe, &backbone) + heads);
+        assert_eq!(learner.optimiser.values(), trained(&recipe, &backbone) + heads);
         for (name, tensor) in learner.tensors.iter() {
-            assert_eq!(tensor.requires_grad(), methods::trains(&recipe.method, name), "{name}");
+            assert_eq!(tensor.requires_grad(), methods::tuner(&recipe.method).trains(name), "{name}");
         }
         assert_eq!(learner.norms()["distance"], 0.0);
     }
@@ -345,8 +354,9 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
         let run = TrainRun {
             spec,
             backbone: &backbone,
-            pairs: Pairs { count: 9, images: &images, captions: &[], embeddings: None, ids: &[] },
+            pairs: Pairs { count: 9, images: &images, captions: &[], embeddings: None, ids: &[], texts: &[] },
             language_model: None,
+            given: &Given::default(),
             resume: None,
             folder: folder.path(),
             device: Device::Cpu,
@@ -467,8 +477,10 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
             captions: &[0, 1, 2, 3, 4, 5, 6, 1, 2],
             embeddings: Some(&embeddings),
             ids: &[],
+            texts: &[],
         },
         language_model: None,
+        given: &Given::default(),
         resume: None,
         folder: folder.path(),
         device: Device::Cpu,

@@ -2,7 +2,7 @@
 
 use super::source::{self, Hints};
 use super::{Backbone, Tensors, bitwise_equal, checkpoint};
-use crate::methods;
+use crate::methods::{self, Added};
 use crate::models::vit::{Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, Method, Positions};
@@ -58,8 +58,9 @@ impl Line {
         let context = || format!("reading weights {}", theta1.display());
         if checkpoint::is_checkpoint(&source.contents.metadata) {
             let checkpoint = checkpoint::parse(source.contents, backbone).with_context(context)?;
-            let method = checkpoint.recipe.method;
-            return Line::new(backbone, method, checkpoint.theta1, checkpoint.theta0, checkpoint.digest)
+            let expected = methods::added(&checkpoint.recipe, backbone, checkpoint.widths)?;
+            let ends = (checkpoint.theta1, checkpoint.theta0);
+            return Line::new(backbone, checkpoint.recipe.method, expected, ends, checkpoint.digest)
                 .with_context(context);
         }
         let digest = source.contents.sha256.clone();
@@ -71,19 +72,20 @@ impl Line {
             other.config,
             backbone.config
         );
-        Line::new(backbone, Method::Full {}, other.tensors, Tensors::new(), digest).with_context(context)
+        let ends = (other.tensors, Tensors::new());
+        Line::new(backbone, Method::Full {}, Added::default(), ends, digest).with_context(context)
     }
 
     /// The line to `theta1`, of which only the tensors that differ from θ0 need to be given. `added_theta0` are the
-    /// values of the added tensors at α = 0.
+    /// values of the added tensors at α = 0; they must have the names and shapes of the `expected`.
     fn new(
         backbone: &Backbone,
         method: Method,
-        theta1: Tensors,
-        added_theta0: Tensors,
+        expected: Added,
+        (theta1, added_theta0): (Tensors, Tensors),
         digest: String,
     ) -> Result<Line> {
-        let expected = methods::added(&method, &backbone.config, 0).theta0;
+        let expected = expected.theta0;
         let mut theta0 = backbone.tensors.share();
         theta0.extend(added_theta0.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
         for (name, tensor) in expected.iter() {
@@ -190,9 +192,10 @@ fn mix(a: &Tensor, b: &Tensor, alpha: Alpha) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::methods::{Widths, testing};
     use crate::models::vit::{Activation, tiny, tiny_clip};
     use crate::weights::{initial, safetensors};
-    use causeway_protocol::AdapterInit;
+    use serde_json::json;
     use std::collections::BTreeMap;
 
     fn alpha(value: f64) -> Alpha {
@@ -205,8 +208,14 @@ mod tests {
         let moved = backbone.tensors.iter().step_by(2);
         let theta1 = moved
             .map(|(name, tensor)| (name.to_owned(), tensor + initial::normal(5, name, &tensor.size(), 0.05)));
-        let line =
-            Line::new(&backbone, Method::Full {}, theta1.collect(), Tensors::new(), String::new()).unwrap();
+        let line = Line::new(
+            &backbone,
+            Method::Full {},
+            Added::default(),
+            (theta1.collect(), Tensors::new()),
+            String::new(),
+        )
+        .unwrap();
         (backbone, line)
     }
 
@@ -256,9 +265,10 @@ mod tests {
     #[test]
     fn an_adapter_begins_as_the_identity_and_grows_along_the_line() {
         let backbone = tiny(true);
-        let method = Method::Adapter { rank: 4, init: AdapterInit::Houlsby, learned_scale: true };
-        let added = methods::added(&method, &backbone.config, 3);
-        let line = Line::new(&backbone, method, added.start, added.theta0, String::new()).unwrap();
+        let recipe = testing::recipe(json!({"kind": "adapter", "rank": 4, "init": "houlsby"}));
+        let added = || methods::added(&recipe, &backbone, Widths::default()).unwrap();
+        let ends = (added().start, added().theta0);
+        let line = Line::new(&backbone, recipe.method.clone(), added(), ends, String::new()).unwrap();
         assert_eq!(line.moved(), ["blocks.0.adapter.up.weight", "blocks.1.adapter.up.weight"]);
         let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
         let bare = line.encoder(Alpha::ZERO).features(&pixels);

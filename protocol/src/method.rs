@@ -1,0 +1,514 @@
+//! Methods: what is made trainable in the encoder. docs/methods.md gives each its equation and its source.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What is made trainable.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Method {
+    /// Every tensor of the backbone.
+    Full {},
+    /// k of the backbone's blocks.
+    Selective(Selective),
+    /// Copies of blocks that start as the identity.
+    BlockExpansion(BlockExpansion),
+    /// Bottleneck adapters.
+    Adapter(Adapter),
+    /// Low-rank updates of linear layers.
+    Lora(Lora),
+    /// A scale and a shift after the LayerNorms.
+    Film(Film),
+    /// Attention between image and caption tokens.
+    Fusion(Fusion),
+    /// Tokens that are fed in again at every block.
+    TokenReplay(TokenReplay),
+    /// A small network beside the backbone.
+    Ladder(Ladder),
+    /// A learned change of the input.
+    Reprogram(Reprogram),
+    /// Visual tokens rewritten in the words of a language model.
+    CrossModal(CrossModal),
+}
+
+/// The blocks that are trained, and nothing else ("selective k"; surgical fine-tuning, arXiv 2210.11466).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Selective {
+    /// How they are chosen.
+    #[serde(default)]
+    pub rule: Selection,
+    /// How many.
+    pub k: u32,
+    /// Batches over which `relative_gradient` averages, before training.
+    #[serde(default = "default_selection_batches")]
+    pub batches: u32,
+    /// The blocks that `relative_gradient` chose, counted from 0: set by the trainer in what it writes down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Vec<u32>>,
+}
+
+/// How k blocks are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection {
+    /// Those nearest the output.
+    #[default]
+    Last,
+    /// Those nearest the input.
+    First,
+    /// Those with the largest ‖gradient‖ / ‖weights‖.
+    RelativeGradient,
+}
+
+/// Copies of blocks, each behind its original, with the last linear layer of both branches 0; only the copies are
+/// trained.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlockExpansion {
+    /// How many copies: one behind the last block of each of so many equal groups.
+    pub copies: u32,
+}
+
+/// Up(act(Down x)), of width `rank`, with the backbone frozen.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    /// Where it sits and how it is added.
+    #[serde(default)]
+    pub form: AdapterForm,
+    /// Width r of the bottleneck.
+    #[serde(default = "default_rank")]
+    pub rank: u32,
+    /// Initial values of Down and Up.
+    #[serde(default)]
+    pub init: AdapterInit,
+    /// Learn a scale for each channel, initially 1. By default only `adapter_plus` does.
+    #[serde(default)]
+    pub learned_scale: Option<bool>,
+    /// What the output is multiplied by; by default 0.1 for `parallel`, else 1.
+    #[serde(default)]
+    pub scale: Option<f64>,
+    /// The blocks that get one, counted from 0; all by default.
+    #[serde(default)]
+    pub blocks: Option<Vec<u32>>,
+}
+
+/// Where an adapter sits. x̂ is the state of a block between attention and MLP.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterForm {
+    /// After the whole block, x + A(x): Adapter+ (arXiv 2406.06820).
+    #[default]
+    AdapterPlus,
+    /// Between attention and MLP, x̂ + A(x̂).
+    Pre,
+    /// On the MLP's output y before it is added, y + A(y).
+    Intermediate,
+    /// On the output of attention and of the MLP, each y + A(y): Houlsby (arXiv 1902.00751).
+    Houlsby,
+    /// After the whole block with a LayerNorm of its own, x + A(LN x): Pfeiffer (arXiv 2005.00247).
+    Pfeiffer,
+    /// Beside the MLP, with ReLU, x̂ + MLP(LN x̂) + A(x̂): AdaptFormer (arXiv 2205.13535).
+    Parallel,
+}
+
+/// Initial values of an adapter's two matrices. Biases start at 0. θ0 of the sweep always has Up = 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterInit {
+    /// Down truncated normal (σ 0.01, cut at 2σ), Up 0: starts as the exact identity.
+    #[default]
+    Zero,
+    /// Both truncated normal (σ 0.01, cut at 2σ): starts near the identity.
+    Houlsby,
+    /// Down uniform within ±1/√dim, as torch's `Linear`, Up 0: starts as the exact identity.
+    Lora,
+}
+
+/// W + (alpha / rank)·B·A for chosen linear layers W (arXiv 2106.09685). B starts at 0.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rank r of the update.
+    #[serde(default = "default_rank")]
+    pub rank: u32,
+    /// The update is multiplied by alpha / rank; by default alpha = rank.
+    #[serde(default)]
+    pub alpha: Option<f64>,
+    /// The layers that get one.
+    #[serde(default = "default_targets")]
+    pub targets: Vec<LoraTarget>,
+    /// The blocks whose layers they are, counted from 0; all by default.
+    #[serde(default)]
+    pub blocks: Option<Vec<u32>>,
+}
+
+/// A linear layer of a block.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraTarget {
+    /// The attention's queries.
+    Query,
+    /// The attention's keys.
+    Key,
+    /// The attention's values.
+    Value,
+    /// The attention's output.
+    Proj,
+    /// The MLP's first layer.
+    Fc1,
+    /// The MLP's second layer.
+    Fc2,
+}
+
+/// (1 + Δγ) ⊙ LN(x) + β after both LayerNorms of a block (arXiv 1709.07871), Δγ = β = 0 at the start.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Film {
+    /// Generate Δγ and β from the caption; without it they are plain vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<FilmGenerator>,
+    /// The blocks whose LayerNorms they follow, counted from 0; all by default.
+    #[serde(default)]
+    pub blocks: Option<Vec<u32>>,
+}
+
+/// Δγ and β of all sites as V·GELU(U·c + u) + v of the caption's embedding c, V = v = 0 at the start.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FilmGenerator {
+    /// Width of the hidden layer, which all sites share.
+    #[serde(default = "default_hidden")]
+    pub hidden: u32,
+    /// What stands in for the caption where there is none.
+    #[serde(default)]
+    pub null_text: NullText,
+    /// Share of captions that the reconstruction sees as the null text.
+    #[serde(default = "default_caption_dropout")]
+    pub caption_dropout: f64,
+    /// Show the encoder the caption that its output is then compared with. Such a loss can be solved without looking
+    /// at the image.
+    #[serde(default)]
+    pub leak: bool,
+}
+
+/// What a method that reads captions is given where there is none: at every evaluation, and wherever the output is
+/// compared with the caption.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NullText {
+    /// A learned vector.
+    #[default]
+    Learned,
+    /// Nothing: the image alone.
+    Drop,
+}
+
+/// x + tanh(g)·Attention in a bottleneck of width `rank`, after a block, between image tokens V and caption tokens T
+/// (names from arXiv 2102.00529); g = 0 at the start.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fusion {
+    /// Who attends to whom.
+    #[serde(default)]
+    pub attention: FusionAttention,
+    /// Width of queries, keys and values.
+    #[serde(default = "default_rank")]
+    pub rank: u32,
+    /// What stands in for the caption where there is none.
+    #[serde(default)]
+    pub null_text: NullText,
+    /// Share of captions that the reconstruction sees as the null text.
+    #[serde(default = "default_caption_dropout")]
+    pub caption_dropout: f64,
+    /// Show the encoder the caption that its output is then compared with.
+    #[serde(default)]
+    pub leak: bool,
+    /// The blocks that get one, counted from 0; all by default.
+    #[serde(default)]
+    pub blocks: Option<Vec<u32>>,
+}
+
+/// Who attends to whom.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FusionAttention {
+    /// Both streams attend to both, under one softmax.
+    #[default]
+    Merged,
+    /// Each stream attends to the other.
+    CoAttention,
+    /// The image attends to the caption, which stays as it is.
+    Asymmetric,
+    /// As `merged`, inside one bottleneck that both streams share: Up·Attention(Down LN V, Down LN T).
+    Joint,
+}
+
+/// Token replay has no public definition; these are three readings of the words.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenReplay {
+    /// Which reading.
+    #[serde(default)]
+    pub reading: Reading,
+    /// Width of the bottleneck.
+    #[serde(default = "default_rank")]
+    pub rank: u32,
+    /// Reading A: tokens of the memory that stands in for the caption where there is none.
+    #[serde(default = "default_memory")]
+    pub memory: u32,
+    /// Reading A: share of captions that the reconstruction sees as the memory.
+    #[serde(default = "default_caption_dropout")]
+    pub caption_dropout: f64,
+    /// Reading A: show the encoder the caption that its output is then compared with.
+    #[serde(default)]
+    pub leak: bool,
+    /// Reading C, which needs it: the images whose tokens are replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<Buffer>,
+    /// The blocks that get an adapter, counted from 0; all by default.
+    #[serde(default)]
+    pub blocks: Option<Vec<u32>>,
+}
+
+/// Which tokens are replayed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reading {
+    /// The caption's: computed once, the same ones attended to by the image tokens after every block.
+    #[default]
+    A,
+    /// The image's own as they entered the first block: x + Up(GELU(Down [x; x₀])) after every block.
+    B,
+    /// θ0's of a few images kept from elsewhere: adapters are trained to leave those as they were.
+    C,
+}
+
+/// Images of a dataset that training keeps looking at.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Buffer {
+    /// Name of the dataset asset; the images come from its bank, which evaluations are not scored on.
+    pub dataset: String,
+    /// How many images are kept, chosen by the run's seed.
+    #[serde(default = "default_buffer_images")]
+    pub images: u32,
+    /// How many of them each step looks at.
+    #[serde(default = "default_buffer_batch")]
+    pub batch_size: u32,
+    /// Weight of the term.
+    #[serde(default = "one")]
+    pub weight: f64,
+}
+
+/// A side network of width dim / reduction that reads the frozen backbone's states (arXiv 2206.06522); no gradient
+/// goes through the backbone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ladder {
+    /// How much narrower the side network is.
+    #[serde(default = "default_reduction")]
+    pub reduction: u32,
+}
+
+/// A program added to the input, the same for every image (arXiv 1806.11146).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reprogram {
+    /// What it looks like.
+    #[serde(default)]
+    pub program: Program,
+    /// `border`: side of the image inside the frame, pixels; by default seven eighths of the input.
+    #[serde(default)]
+    pub inner: Option<u32>,
+}
+
+/// The shape of a program.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// x + tanh(W) over the whole image, W = 0 at the start: the exact identity.
+    #[default]
+    Additive,
+    /// The image shrunk into the middle, tanh(W) around it. Its own start is the shrunk image in an empty frame, not
+    /// the backbone's view of the whole image.
+    Border,
+}
+
+/// Each visual token plus O·z, z a sparse convex combination of a frozen language model's word embeddings (after
+/// arXiv 2012.03460), and adapters behind it; O = 0 at the start.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CrossModal {
+    /// Name of the language model asset whose embedding table is the dictionary.
+    pub language_model: String,
+    /// Words in the dictionary, chosen evenly from the vocabulary.
+    #[serde(default = "default_words")]
+    pub words: u32,
+    /// Most words of a combination.
+    #[serde(default = "default_sparsity")]
+    pub sparsity: u32,
+    /// Temperature of the choice.
+    #[serde(default = "one")]
+    pub temperature: f64,
+    /// Width of queries and keys, and of the adapters.
+    #[serde(default = "default_rank")]
+    pub rank: u32,
+    /// Steps at the beginning in which the adapters stand still.
+    #[serde(default)]
+    pub alone_steps: u64,
+}
+
+impl Method {
+    /// The word that names the method in keys, colours and file names.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Method::Full {} => "full",
+            Method::Selective(_) => "selective",
+            Method::BlockExpansion(_) => "block_expansion",
+            Method::Adapter(_) => "adapter",
+            Method::Lora(_) => "lora",
+            Method::Film(_) => "film",
+            Method::Fusion(_) => "fusion",
+            Method::TokenReplay(_) => "token_replay",
+            Method::Ladder(_) => "ladder",
+            Method::Reprogram(_) => "reprogram",
+            Method::CrossModal(_) => "cross_modal",
+        }
+    }
+
+    /// Fills in the defaults that depend on other fields, so that a stored spec says them.
+    pub(crate) fn fill_in(&mut self, image_size: u32) {
+        match self {
+            Method::Adapter(own) => {
+                (own.learned_scale, own.scale) = (Some(own.has_learned_scale()), Some(own.fixed_scale()));
+            }
+            Method::Lora(own) => own.alpha = Some(own.numerator()),
+            Method::Reprogram(own) if own.program == Program::Border => {
+                own.inner = Some(own.inner.unwrap_or(image_size * 7 / 8));
+            }
+            _ => {}
+        }
+    }
+
+    /// In which form the method reads captions, if it does, and how it lives without.
+    pub fn reads(&self) -> Option<Reads> {
+        let reads = |form, caption_dropout, leak, without| Reads { form, caption_dropout, leak, without };
+        let of_null = |null_text| match null_text {
+            NullText::Learned => "a learned null text",
+            NullText::Drop => "no text at all",
+        };
+        match self {
+            Method::Film(Film { generator: Some(own), .. }) => {
+                Some(reads(CaptionForm::Embedding, own.caption_dropout, own.leak, of_null(own.null_text)))
+            }
+            Method::Fusion(own) => {
+                Some(reads(CaptionForm::Tokens, own.caption_dropout, own.leak, of_null(own.null_text)))
+            }
+            Method::TokenReplay(own) if own.reading == Reading::A => {
+                let memory = "a replay memory of the training captions";
+                Some(reads(CaptionForm::Tokens, own.caption_dropout, own.leak, memory))
+            }
+            _ => None,
+        }
+    }
+
+    /// Names of the assets that it needs.
+    pub fn assets(&self) -> Vec<&str> {
+        match self {
+            Method::CrossModal(own) => vec![&own.language_model],
+            Method::TokenReplay(own) => own.buffer.iter().map(|buffer| buffer.dataset.as_str()).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Adapter {
+    /// Whether a scale is learned for each channel.
+    pub fn has_learned_scale(&self) -> bool {
+        self.learned_scale.unwrap_or(self.form == AdapterForm::AdapterPlus)
+    }
+
+    /// What the output is multiplied by.
+    pub fn fixed_scale(&self) -> f64 {
+        self.scale.unwrap_or(if self.form == AdapterForm::Parallel { 0.1 } else { 1.0 })
+    }
+}
+
+impl Lora {
+    /// What is divided by the rank to give the factor of the update.
+    pub fn numerator(&self) -> f64 {
+        self.alpha.unwrap_or(f64::from(self.rank))
+    }
+}
+
+/// How a method reads captions.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Reads {
+    /// In which form.
+    pub form: CaptionForm,
+    /// Share of captions that the reconstruction sees as missing.
+    pub caption_dropout: f64,
+    /// Whether the encoder sees the caption that its output is compared with.
+    pub leak: bool,
+    /// What stands in for a missing caption, in words.
+    pub without: &'static str,
+}
+
+/// What of a caption a method reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CaptionForm {
+    /// One vector.
+    Embedding,
+    /// The text encoder's state of every token.
+    Tokens,
+}
+
+fn default_rank() -> u32 {
+    8
+}
+
+fn default_selection_batches() -> u32 {
+    4
+}
+
+fn default_targets() -> Vec<LoraTarget> {
+    vec![LoraTarget::Query, LoraTarget::Value]
+}
+
+fn default_hidden() -> u32 {
+    64
+}
+
+fn default_caption_dropout() -> f64 {
+    0.3
+}
+
+fn default_memory() -> u32 {
+    16
+}
+
+fn default_buffer_images() -> u32 {
+    64
+}
+
+fn default_buffer_batch() -> u32 {
+    16
+}
+
+fn default_reduction() -> u32 {
+    8
+}
+
+fn default_words() -> u32 {
+    2048
+}
+
+fn default_sparsity() -> u32 {
+    8
+}
+
+fn one() -> f64 {
+    1.0
+}

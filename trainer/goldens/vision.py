@@ -121,7 +121,8 @@ def from_open_clip(own):
 
 
 def clip():
-    """open_clip's image tower with OpenAI's activation and with the usual one, projected to 32."""
+    """open_clip's image tower with OpenAI's activation and with the usual one, projected to 32; and the latter for
+    images of another size, its table resized as open_clip does when it loads a checkpoint."""
     numbers = {}
     for name, activation in [("quick_gelu", open_clip.transformer.QuickGELU), ("gelu", torch.nn.GELU)]:
         model = open_clip.transformer.VisionTransformer(
@@ -129,6 +130,14 @@ def clip():
             act_layer=activation,
         )
         numbers[name] = summary(fill(model, from_open_clip)(pixels("pixels 56x56", 56, 56)))
+    state = {f"visual.{own}": tensor for own, tensor in model.state_dict().items()}
+    other = torch.nn.Module()
+    other.visual = open_clip.transformer.VisionTransformer(
+        image_size=(42, 70), patch_size=14, width=128, layers=2, heads=2, mlp_ratio=2, output_dim=32,
+    )
+    open_clip.model.resize_pos_embed(state, other)
+    other.load_state_dict(state)
+    numbers["resized"] = summary(other.eval().visual(pixels("pixels 42x70", 42, 70)))
     return numbers
 
 
@@ -177,6 +186,11 @@ def mae():
             "gradient": {"first": out.logits.grad[0, removed, :6].tolist(), "norm": out.logits.grad.norm().item()},
             "first_removed": removed,
         }
+    with torch.no_grad():
+        seen = model.vit(
+            pixels("pixels 24x40", 24, 40, batch=2), noise=seeded("noise 15", (2, 15)), interpolate_pos_encoding=True
+        )
+    numbers["resized"] = summary(seen.last_hidden_state)
     return numbers
 
 

@@ -183,4 +183,11 @@ fn loss_and_gradient_are_those_of_hugging_face() {
         assert_near(&gradient.select(0, 0).select(0, removed).narrow(0, 0, 6), &of("gradient.first"), 1e-8);
         assert_near(&gradient.norm(), &of("gradient.norm"), 1e-7);
     }
+
+    let pixels = golden::pixels(2, 24, 40);
+    let mask = random_masking(&golden::seeded("noise 15", &[2, 15], 0.25), 3);
+    let tokens = Vit::bare(&config).tokens(&tensors, &pixels, Some(&mask.visible), None);
+    let of = |what: &str| golden::numbers(&format!("mae.resized.{what}"));
+    assert_near(&tokens.flatten(0, -1).narrow(0, 0, 6), &of("first"), 1e-5);
+    assert_near(&tokens.norm(), &of("norm"), 1e-4);
 }

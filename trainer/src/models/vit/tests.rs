@@ -163,4 +163,9 @@ fn projected_features_are_open_clip_s_with_either_activation() {
         let feature = Vit::bare(&clip).features(&tensors, &golden::pixels(1, 56, 56));
         assert_golden(&feature, &format!("clip.{}", activation.as_str()));
     }
+    // open_clip smooths the table where it shrinks it, as timm does.
+    let clip = tiny_clip(Activation::Gelu).config;
+    let tensors = golden::weights(clip.shapes());
+    let vit = Vit::bare(&clip).with_positions(Positions::TimmAntialias);
+    assert_golden(&vit.features(&tensors, &golden::pixels(1, 42, 70)), "clip.resized");
 }

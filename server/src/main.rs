@@ -44,6 +44,11 @@ struct ClientArgs<T: Args> {
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Serve(_)) {
+        // A reader that has seen enough, such as `head`, ends the command quietly. The server must outlive its readers.
+        // SAFETY: nothing else has a handler for this signal.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("CAUSEWAY_LOG")

@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod bad_input;
 mod browser;
+mod commands;
 mod end_to_end;
 mod kills;
 mod queue;

@@ -200,7 +200,13 @@ impl LocalArgs {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if matches!(command, Command::Plan { .. } | Command::Data(_)) {
+        // A reader that has seen enough, such as `head`, ends the command quietly.
+        // SAFETY: nothing else has a handler for this signal.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+    let done = match command {
         Command::Attempt { folder } => std::process::exit(causeway_trainer::attempt::run(&folder)),
         Command::Work(args) => {
             let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

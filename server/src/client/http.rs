@@ -16,8 +16,9 @@ pub struct Connection {
     #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// State folder of a server on this machine
-    #[arg(long = "server-state", env = "CAUSEWAY_STATE", default_value = ".state")]
-    state: PathBuf,
+    // Not `state`: `causeway runs --state` has that name, and clap tells options apart by the fields'.
+    #[arg(long, env = "CAUSEWAY_STATE", default_value = ".state")]
+    server_state: PathBuf,
 }
 
 /// A server that can be asked.
@@ -38,16 +39,19 @@ impl Connection {
         let url = match &self.server {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => {
-                let path = self.state.join("server.json");
+                let path = self.server_state.join("server.json");
                 let text = fs::read_to_string(&path).with_context(|| {
-                    format!("no server runs on {}: give --server URL, or start one", self.state.display())
+                    format!(
+                        "no server runs on {}: give --server URL, or start one",
+                        self.server_state.display()
+                    )
                 })?;
                 let known: Value =
                     serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
                 known["url"].as_str().context("server.json names no url")?.to_owned()
             }
         };
-        let path = self.token_file.clone().unwrap_or_else(|| self.state.join("user.token"));
+        let path = self.token_file.clone().unwrap_or_else(|| self.server_state.join("user.token"));
         let token = fs::read_to_string(&path)
             .with_context(|| format!("reading the token in {}: give --token-file", path.display()))?;
         Ok(Server { client: Client::new(), url, token: token.trim().to_owned() })

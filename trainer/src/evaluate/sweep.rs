@@ -1,6 +1,7 @@
 //! The α sweep: k-NN accuracy of every θ_α on every dataset. Images are decoded and resized once, and α is the inner
-//! loop over weights that all stay in memory. Which points are known already decides which θ_α are asked, never how
-//! images are put into batches, so a point has the same bits whether it is computed alone or in a sweep.
+//! loop over weights that all stay in memory; the blocks before the first that differs are computed once for all α.
+//! Which points are known already decides which θ_α are asked, never how images are put into batches, so a point has
+//! the same bits whether it is computed alone or in a sweep.
 
 use super::knn::{self, Question};
 use crate::data::asset::{AssetKind, Library};
@@ -149,8 +150,9 @@ impl Sweep<'_> {
         for (at, batch) in batches.iter().enumerate() {
             let pixels = pixels::batch(batch.iter().copied(), how, size)?.to_device(device);
             let pixels = self.line.config().normalise(&pixels); // [batch, 3, size, size]
+            let stem = self.line.stem(&pixels);
             for (encoder, features) in encoders.iter().zip(&mut features) {
-                features.push(encoder.features(&pixels));
+                features.push(encoder.features_with(stem.as_ref(), &pixels));
                 let doing = || format!("{}, batch {} of {}", dataset.title, at + 1, batches.len());
                 if let Some(progress) = pace.after(batch.len() as u64, doing) {
                     (self.emit)(Event::Progress(progress))?;

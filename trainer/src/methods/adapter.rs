@@ -4,7 +4,8 @@
 //! Sources: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (arXiv 2005.00247), AdaptFormer (arXiv 2205.13535),
 //! Adapter+ (arXiv 2406.06820).
 
-use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks};
+use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks, first_block};
+use crate::models::vit::VitConfig;
 use crate::weights::initial;
 use anyhow::Result;
 use causeway_protocol::{Adapter, AdapterForm, AdapterInit};
@@ -70,6 +71,10 @@ impl Tuner for Adapters {
 
     fn trains(&self, name: &str) -> bool {
         name.contains(".adapter")
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {

@@ -1,6 +1,7 @@
 //! FiLM (arXiv 1709.07871): after both LayerNorms of a block, (1 + Δγ) ⊙ LN(x) + β. Nothing else is trained.
 
-use super::{Added, Norm, Pass, Site, Start, Tuner, acts_in, blocks};
+use super::{Added, Norm, Pass, Site, Start, Tuner, acts_in, blocks, first_block};
+use crate::models::vit::VitConfig;
 use anyhow::Result;
 use causeway_protocol::Film;
 use tch::{Device, Kind, Tensor};
@@ -25,6 +26,10 @@ impl Tuner for Modulation {
 
     fn trains(&self, name: &str) -> bool {
         name.contains(".film1.") || name.contains(".film2.")
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {

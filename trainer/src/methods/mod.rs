@@ -143,6 +143,17 @@ pub trait Tuner {
         false
     }
 
+    /// How many of the first blocks compute what the backbone does, whatever the added tensors are: the method may look
+    /// at their states and changes none. `None` where it changes the input or the embedded tokens.
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        None
+    }
+
+    /// Whether it looks at the states of blocks that it leaves untouched.
+    fn looks_at_states(&self) -> bool {
+        false
+    }
+
     /// Begins a forward pass.
     fn begin<'a>(&'a self, _start: Start<'a>) -> Box<dyn Pass + 'a> {
         Box::new(Untouched)
@@ -271,6 +282,11 @@ pub fn blocks(named: Option<&[u32]>, config: &VitConfig) -> Result<Vec<i64>> {
         beyond.copied().unwrap_or_default()
     );
     Ok(named.iter().map(|block| i64::from(*block)).collect())
+}
+
+/// The first block in which a method that may name blocks acts.
+pub fn first_block(named: Option<&[u32]>) -> i64 {
+    named.map_or(0, |named| named.first().copied().unwrap_or_default().into())
 }
 
 /// Whether a method that may name blocks acts in this one.

@@ -64,3 +64,20 @@ fn a_block_that_is_not_there_is_named() {
     let error = added(&recipe(json!({"kind": "film", "blocks": [1, 2]})), &tiny(true), WIDTHS).unwrap_err();
     assert!(error.to_string().contains("names block 2, the backbone has 2"), "{error}");
 }
+
+#[test]
+fn the_blocks_that_a_method_leaves_alone_may_be_computed_beforehand() {
+    let backbone = tiny(true);
+    for document in catalogue() {
+        let moved = fixture(&backbone, document.clone()).moved(0.1);
+        let kind = &moved.vit.method;
+        // What a method trains in the backbone itself is the line's affair.
+        if matches!(kind, Method::Full {} | Method::Selective(_)) {
+            continue;
+        }
+        let Some(blocks) = tuner(kind).untouched_blocks(&backbone.config) else { continue };
+        let stem = moved.vit.stem(&backbone.tensors, &pixels(3), blocks);
+        let features = moved.vit.features_from(&moved.tensors, &stem);
+        assert!(bitwise_equal(&features, &moved.vit.features(&moved.tensors, &pixels(3))), "{document}");
+    }
+}

@@ -9,6 +9,7 @@ pub use config::{Activation, Known, PixelStatistics, VitConfig};
 use crate::methods::{self, Norm, Pass, Start, Text};
 use crate::weights::Tensors;
 use causeway_protocol::{Method, Positions};
+use std::collections::VecDeque;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -24,6 +25,38 @@ pub struct Vit {
     pub method: Method,
     /// How the position table is resized.
     pub positions: Positions,
+}
+
+/// What encoders of one line have in common of a batch.
+#[derive(Debug)]
+pub struct Stem {
+    /// The tokens that enter the first block. [batch, tokens, dim]
+    embedded: Tensor,
+    /// Of the first blocks the state between attention and MLP, and the state after it: of all, where the method looks
+    /// at them, else of the last.
+    states: VecDeque<(Tensor, Tensor)>,
+    /// How many blocks these are.
+    blocks: i64,
+}
+
+impl Stem {
+    fn state(&self, block: i64) -> Option<&(Tensor, Tensor)> {
+        self.states.get(usize::try_from(self.blocks - 1 - block).ok()?)
+    }
+}
+
+/// Keeps the states of blocks, so many at most.
+struct Kept {
+    states: VecDeque<(Tensor, Tensor)>,
+    most: usize,
+}
+
+impl Pass for Kept {
+    fn after_block(&mut self, _block: i64, middle: &Tensor, x: Tensor) -> Tensor {
+        self.states.truncate(self.most - 1);
+        self.states.push_front((middle.shallow_clone(), x.shallow_clone()));
+        x
+    }
 }
 
 impl Vit {
@@ -93,12 +126,67 @@ impl Vit {
         let tuner = methods::tuner(&self.method);
         let mut pass = tuner.begin(Start { config: &self.config, tensors, text });
         let pixels = pass.pixels(pixels.shallow_clone());
-        let mut x = pass.embedded(self.embed(tensors, &pixels, visible)); // [batch, tokens, dim]
-        for block in 0..self.config.depth {
-            let asking = if class_only && block + 1 == self.config.depth { 1 } else { x.size()[1] };
+        let embedded = self.embed(tensors, &pixels, visible); // [batch, tokens, dim]
+        self.run(tensors, &mut *pass, (embedded, None), class_only)
+    }
+
+    /// The tokens after the final LayerNorm, or the class token alone. What a stem has of the first blocks is taken from
+    /// there, where all their tokens are asked for.
+    fn run(
+        &self,
+        tensors: &Tensors,
+        pass: &mut dyn Pass,
+        (embedded, stem): (Tensor, Option<&Stem>),
+        class_only: bool,
+    ) -> Tensor {
+        let depth = self.config.depth;
+        let mut x = pass.embedded(embedded);
+        for block in 0..depth {
+            let alone = class_only && block + 1 == depth;
+            if stem.is_some_and(|stem| block < stem.blocks) && !alone {
+                // Blocks whose states are not kept are not looked at.
+                if let Some((middle, after)) = stem.and_then(|stem| stem.state(block)) {
+                    x = pass.after_block(block, middle, after.shallow_clone());
+                }
+                continue;
+            }
+            let asking = if alone { 1 } else { x.size()[1] };
             x = self.config.block(tensors, &format!("blocks.{block}"), (block, &mut *pass), &x, asking);
         }
         pass.finish(self.norm(tensors, &x, "norm"))
+    }
+
+    /// The first blocks of a batch, for all encoders that have them in common: the backbone's, which the method does not
+    /// touch.
+    ///
+    /// # Shapes
+    /// `pixels` as for [`Vit::features`]
+    pub fn stem(&self, tensors: &Tensors, pixels: &Tensor, blocks: i64) -> Stem {
+        let tuner = methods::tuner(&self.method);
+        // A feature of the class token alone takes the last block by itself.
+        let looks = tuner.looks_at_states();
+        let blocks = if looks { blocks } else { blocks.min(self.config.depth - 1) };
+        let most = if looks { usize::MAX } else { 1 };
+        let mut kept = Kept { states: VecDeque::new(), most };
+        let embedded = self.embed(tensors, pixels, None);
+        let mut x = embedded.shallow_clone();
+        for block in 0..blocks {
+            let tokens = x.size()[1];
+            x = self.config.block(tensors, &format!("blocks.{block}"), (block, &mut kept), &x, tokens);
+        }
+        Stem { embedded, states: kept.states, blocks }
+    }
+
+    /// [`Vit::features`] of a batch whose first blocks were computed already: the same bits.
+    ///
+    /// # Shapes
+    /// → [batch, feature_dim]
+    pub fn features_from(&self, tensors: &Tensors, stem: &Stem) -> Tensor {
+        let tuner = methods::tuner(&self.method);
+        let mut pass = tuner.begin(Start { config: &self.config, tensors, text: None });
+        let begin = (stem.embedded.shallow_clone(), Some(stem));
+        let class = self.run(tensors, &mut *pass, begin, !tuner.needs_all_tokens());
+        self.feature_of(tensors, &class)
     }
 
     /// Patches and class token, each with its position; CLIP's first LayerNorm.

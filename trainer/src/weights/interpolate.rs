@@ -3,7 +3,7 @@
 use super::source::{self, Hints};
 use super::{Backbone, Tensors, bitwise_equal, checkpoint};
 use crate::methods::{self, Added};
-use crate::models::vit::{Vit, VitConfig};
+use crate::models::vit::{Stem, Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, Method, Positions};
 use std::path::Path;
@@ -42,6 +42,17 @@ impl Encoder {
     /// `pixels` [batch, 3, height, width], normalised → [batch, dim]
     pub fn features(&self, pixels: &Tensor) -> Tensor {
         tch::no_grad(|| self.vit.features(&self.tensors, pixels))
+    }
+
+    /// The same bits from what the line's encoders have in common, where they have anything.
+    ///
+    /// # Shapes
+    /// `pixels` [batch, 3, height, width], normalised → [batch, dim]
+    pub fn features_with(&self, stem: Option<&Stem>, pixels: &Tensor) -> Tensor {
+        match stem {
+            Some(stem) => tch::no_grad(|| self.vit.features_from(&self.tensors, stem)),
+            None => self.features(pixels),
+        }
     }
 }
 
@@ -169,6 +180,28 @@ impl Line {
         }
     }
 
+    /// How many of the first blocks give the same for every α: those before the first whose weights moved or in which the
+    /// method acts. `None` where not even the embedded tokens are the same.
+    pub fn shared_blocks(&self) -> Option<i64> {
+        let depth = self.vit.config.depth;
+        let moved = self.moved.iter().filter(|name| self.bare.get(name).is_some());
+        let first = |name: &String| match name.strip_prefix("blocks.") {
+            Some(rest) => rest.split('.').next()?.parse().ok(),
+            None => (name.starts_with("norm.") || name.starts_with("proj.")).then_some(depth),
+        };
+        let untouched = methods::tuner(&self.vit.method).untouched_blocks(&self.vit.config);
+        moved.map(first).chain([untouched]).min_by_key(|shared| shared.unwrap_or(-1)).flatten()
+    }
+
+    /// What all θ_α have in common of a batch.
+    ///
+    /// # Shapes
+    /// `pixels` [batch, 3, height, width], normalised
+    pub fn stem(&self, pixels: &Tensor) -> Option<Stem> {
+        let blocks = self.shared_blocks()?;
+        Some(tch::no_grad(|| self.vit.stem(&self.bare, pixels, blocks)))
+    }
+
     /// The encoder at α. At α = 0 it is the bare backbone, without the method: it belongs to no run.
     pub fn encoder(&self, alpha: Alpha) -> Encoder {
         match alpha {
@@ -282,6 +315,32 @@ mod tests {
             0.0 < distances[0] && distances[0] < distances[1] && distances[1] < distances[2],
             "{distances:?}"
         );
+    }
+
+    #[test]
+    fn blocks_before_the_first_that_moved_are_computed_once_and_give_the_same_bits() {
+        let backbone = tiny(true);
+        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
+        let line = |moved: &[&str]| {
+            let theta1 = moved.iter().map(|name| ((*name).to_owned(), &backbone.tensors[name] + 0.1));
+            let ends = (theta1.collect(), Tensors::new());
+            Line::new(&backbone, Method::Full {}, Added::default(), ends, String::new()).unwrap()
+        };
+        for (moved, shared) in [
+            (vec!["norm.weight"], Some(2)),
+            (vec!["blocks.1.mlp.fc2.bias", "norm.weight"], Some(1)),
+            (vec!["blocks.0.ls1.gamma", "blocks.1.mlp.fc2.bias"], Some(0)),
+            (vec!["blocks.1.mlp.fc2.bias", "cls_token"], None),
+        ] {
+            let line = line(&moved);
+            assert_eq!(line.shared_blocks(), shared, "{moved:?}");
+            let stem = line.stem(&pixels);
+            for value in [0.0, 0.3, 1.0] {
+                let encoder = line.encoder(alpha(value));
+                let features = encoder.features_with(stem.as_ref(), &pixels);
+                assert!(bitwise_equal(&features, &encoder.features(&pixels)), "{moved:?} {value}");
+            }
+        }
     }
 
     #[test]

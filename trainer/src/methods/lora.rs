@@ -61,8 +61,11 @@ impl Pass for Updating<'_> {
             return y;
         }
         let places = places(layer, rows, self.start.config);
-        let updated: Vec<LoraTarget> =
-            places.iter().map(|(target, _)| *target).filter(|target| self.own.targets.contains(target)).collect();
+        let updated: Vec<LoraTarget> = places
+            .iter()
+            .map(|(target, _)| *target)
+            .filter(|target| self.own.targets.contains(target))
+            .collect();
         if updated.is_empty() {
             return y;
         }
@@ -112,7 +115,9 @@ fn places(layer: &str, rows: Range<i64>, config: &VitConfig) -> Vec<(LoraTarget,
 /// Inputs and outputs of a layer.
 fn shape(target: LoraTarget, config: &VitConfig) -> (i64, i64) {
     match target {
-        LoraTarget::Query | LoraTarget::Key | LoraTarget::Value | LoraTarget::Proj => (config.dim, config.dim),
+        LoraTarget::Query | LoraTarget::Key | LoraTarget::Value | LoraTarget::Proj => {
+            (config.dim, config.dim)
+        }
         LoraTarget::Fc1 => (config.dim, config.mlp_dim),
         LoraTarget::Fc2 => (config.mlp_dim, config.dim),
     }

@@ -19,7 +19,11 @@ impl Tuner for Selected {
     /// Nothing; but this is where a choice that does not fit the backbone is found out.
     fn added(&self, site: &Site, _seed: u64) -> Result<Added> {
         let depth = depth(site.config.depth, self.0.k)?;
-        let chosen = self.0.chosen.as_ref().context("the blocks of `method.kind` = \"selective\" are not chosen yet")?;
+        let chosen = self
+            .0
+            .chosen
+            .as_ref()
+            .context("the blocks of `method.kind` = \"selective\" are not chosen yet")?;
         let sound = chosen.len() == self.0.k as usize && chosen.iter().all(|block| *block < depth);
         ensure!(sound, "`method.chosen` is {chosen:?}: it must be {} of the {depth} blocks", self.0.k);
         Ok(Added::default())

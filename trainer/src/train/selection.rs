@@ -47,9 +47,12 @@ pub fn choose(run: &TrainRun, mut recipe: Recipe) -> Result<Chosen> {
             _ => {
                 let gradients = relative_gradients(run, &asked, own)?;
                 let chosen = largest(&gradients, own.k);
-                say(&format!("relative gradients of the blocks: {gradients:.6?}; trained are {chosen:?}"));
+                let told: Vec<String> = gradients.iter().map(|value| format!("{value:.2e}")).collect();
+                say(&format!("relative gradients of the blocks: {}; trained are {chosen:?}", told.join(" ")));
                 let named = gradients.iter().enumerate();
-                values.extend(named.map(|(block, value)| (format!("relative_gradient/block_{block:02}"), *value)));
+                values.extend(
+                    named.map(|(block, value)| (format!("relative_gradient/block_{block:02}"), *value)),
+                );
                 Some(chosen)
             }
         };
@@ -75,7 +78,8 @@ fn relative_gradients(run: &TrainRun, recipe: &Recipe, own: &Selective) -> Resul
     let mut sums = vec![0.0; depth as usize];
     let mut left = own.batches as usize;
     for step in 0..steps {
-        let (pixels, _) = images.next().context("the images ended before the batches that choose the blocks")??;
+        let (pixels, _) =
+            images.next().context("the images ended before the batches that choose the blocks")??;
         let batches = run.pairs.batches(recipe, &order, step, &pixels);
         for batch in &batches[..left.min(batches.len())] {
             let (_, gradients) = learner.gradients(slice::from_ref(batch), step)?;

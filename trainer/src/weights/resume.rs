@@ -81,7 +81,10 @@ fn states_in(folder: &Path) -> Result<Vec<PathBuf>> {
 /// A damaged file.
 pub fn recipe(path: &Path) -> Result<Recipe> {
     let file = safetensors::read(path)?;
-    let read = || Ok(serde_json::from_str(file.metadata.get("recipe").context("its metadata lack recipe")?)?);
+    let read = || -> Result<Recipe> {
+        let recipe = file.metadata.get("recipe").context("its metadata lack recipe")?;
+        serde_json::from_str(recipe).context("its recipe")
+    };
     read().with_context(|| format!("resuming from {}", path.display()))
 }
 

@@ -23,9 +23,13 @@ fn a_copy_comes_behind_the_last_block_of_each_group() {
 
 #[test]
 fn groups_that_would_not_be_equal_are_refused() {
-    let error = added(&recipe(json!({"kind": "block_expansion", "copies": 3})), &tiny(true), Widths::default())
-        .unwrap_err();
-    assert!(error.to_string().contains("`method.copies` is 3") && error.to_string().contains("2 blocks"), "{error}");
+    let error =
+        added(&recipe(json!({"kind": "block_expansion", "copies": 3})), &tiny(true), Widths::default())
+            .unwrap_err();
+    assert!(
+        error.to_string().contains("`method.copies` is 3") && error.to_string().contains("2 blocks"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -63,7 +67,9 @@ fn unrolled(config: &VitConfig, tensors: &Tensors, places: &[i64]) -> (VitConfig
     let mut deep = Tensors::new();
     let mut put = |from: &str, to: Option<i64>| {
         for (name, tensor) in tensors.iter() {
-            let Some(leaf) = name.strip_prefix(from).filter(|leaf| !leaf.starts_with("copy.")) else { continue };
+            let Some(leaf) = name.strip_prefix(from).filter(|leaf| !leaf.starts_with("copy.")) else {
+                continue;
+            };
             let name = to.map_or(name.to_owned(), |block| format!("blocks.{block}.{leaf}"));
             deep.insert(name, tensor.shallow_clone());
         }

@@ -22,7 +22,8 @@ fn the_numbers_of_values_are_those_of_two_thin_matrices() {
 #[test]
 fn at_the_start_b_has_a_gradient_and_a_has_none() {
     let backbone = tiny(true);
-    for (name, gradient) in fixture(&backbone, json!({"kind": "lora", "targets": ALL})).gradients(&pixels(2)) {
+    for (name, gradient) in fixture(&backbone, json!({"kind": "lora", "targets": ALL})).gradients(&pixels(2))
+    {
         let largest = gradient.unwrap().abs().max().double_value(&[]);
         assert_eq!(largest > 0.0, name.ends_with(".b"), "{name}: {largest}");
     }

@@ -39,9 +39,8 @@ fn more_blocks_than_there_are_is_an_error_with_both_numbers() {
 #[test]
 fn blocks_that_are_not_chosen_or_do_not_fit_are_refused() {
     let backbone = tiny(true);
-    let error = |document: Value| {
-        added(&recipe(document), &backbone, Widths::default()).unwrap_err().to_string()
-    };
+    let error =
+        |document: Value| added(&recipe(document), &backbone, Widths::default()).unwrap_err().to_string();
     assert!(error(json!({"kind": "selective", "k": 1})).contains("not chosen yet"));
     let beyond = error(json!({"kind": "selective", "k": 1, "chosen": [2]}));
     assert_eq!(beyond, "`method.chosen` is [2]: it must be 1 of the 2 blocks");
@@ -51,7 +50,9 @@ fn blocks_that_are_not_chosen_or_do_not_fit_are_refused() {
 fn a_block_s_name_is_not_the_beginning_of_another_s() {
     let own = tuner(&method(json!({"kind": "selective", "k": 1, "chosen": [1]})));
     assert!(own.trains("blocks.1.attn.qkv.weight") && own.trains("blocks.1.ls2.gamma"));
-    for name in ["blocks.11.attn.qkv.weight", "blocks.0.norm1.weight", "norm.weight", "pos_embed", "cls_token"] {
+    for name in
+        ["blocks.11.attn.qkv.weight", "blocks.0.norm1.weight", "norm.weight", "pos_embed", "cls_token"]
+    {
         assert!(!own.trains(name), "{name}");
     }
 }
@@ -59,12 +60,20 @@ fn a_block_s_name_is_not_the_beginning_of_another_s() {
 #[test]
 fn of_all_blocks_every_tensor_of_a_block_is_trained_and_nothing_around_them() {
     let backbone = tiny(true);
-    let trained = trainable(&recipe(json!({"kind": "selective", "k": 2})), &backbone, Widths::default()).unwrap();
+    let trained =
+        trainable(&recipe(json!({"kind": "selective", "k": 2})), &backbone, Widths::default()).unwrap();
     let mut left: Vec<&str> = backbone.tensors.names().collect();
     left.retain(|name| trained.iter().all(|(trained, _)| trained != name));
     assert_eq!(
         left,
-        ["cls_token", "norm.bias", "norm.weight", "patch_embed.proj.bias", "patch_embed.proj.weight", "pos_embed"]
+        [
+            "cls_token",
+            "norm.bias",
+            "norm.weight",
+            "patch_embed.proj.bias",
+            "patch_embed.proj.weight",
+            "pos_embed"
+        ]
     );
 }
 

@@ -43,7 +43,7 @@ pub struct Selective {
     /// Batches over which `relative_gradient` averages, before training.
     #[serde(default = "default_selection_batches")]
     pub batches: u32,
-    /// The blocks that `relative_gradient` chose, counted from 0: set by the trainer in what it writes down.
+    /// The blocks that were chosen, counted from 0: set by the trainer in what it writes down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen: Option<Vec<u32>>,
 }

@@ -5,7 +5,7 @@
 pub mod ending;
 pub mod environment;
 pub mod material;
-mod narrate;
+pub(crate) mod narrate;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;

@@ -70,6 +70,11 @@ impl AdamW {
         value
     }
 
+    /// Names and values of all trained tensors, in the order of the gradients.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.parameters.iter().map(|parameter| (parameter.name.as_str(), &parameter.value))
+    }
+
     /// Number of values that are trained.
     pub fn values(&self) -> u64 {
         self.parameters.iter().map(|parameter| parameter.value.numel() as u64).sum()

@@ -6,6 +6,7 @@ mod divergence;
 mod learner;
 mod report;
 mod scale;
+mod selection;
 
 pub use divergence::Diverged;
 
@@ -20,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 use causeway_protocol::{BlobRef, Event, Kind, Spec};
 use learner::Learner;
 use report::{Pace, Usage};
+use selection::Chosen;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -81,13 +83,14 @@ pub type Images = Box<dyn Iterator<Item = Result<(Tensor, Duration)>>>;
 pub fn train(mut run: TrainRun) -> Result<BlobRef> {
     let recipe = Recipe::of(run.spec)?;
     run.check(&recipe)?;
+    let Chosen { recipe, values } = selection::choose(&run, recipe)?;
     let mut states: Vec<PathBuf> = run.resume.iter().map(|state| state.to_path_buf()).collect();
     let mut rollbacks = 0;
     loop {
         let from = states.last().cloned();
         let (mut learner, begin) = Learner::new(&run, &recipe, from.as_deref())?;
         learner.watch.rollbacks = learner.watch.rollbacks.max(rollbacks);
-        match steps(&mut run, &recipe, &mut learner, begin, &mut states) {
+        match steps(&mut run, &recipe, &mut learner, begin, &mut states, &values) {
             Ok(()) => return finish(&mut run, &recipe, &learner),
             Err(error) => {
                 let Some(diverged) = error.downcast_ref::<Diverged>() else { return Err(error) };
@@ -110,13 +113,15 @@ pub fn train(mut run: TrainRun) -> Result<BlobRef> {
     }
 }
 
-/// The steps from `begin` to the last. To `states` are added those that a rollback can go back to.
+/// The steps from `begin` to the last. To `states` are added those that a rollback can go back to; `chosen_by` is told
+/// with the first step, whose loss is θ0's as well.
 fn steps(
     run: &mut TrainRun,
     recipe: &Recipe,
     learner: &mut Learner,
     begin: u64,
     states: &mut Vec<PathBuf>,
+    chosen_by: &BTreeMap<String, f64>,
 ) -> Result<()> {
     let training = &recipe.training;
     let order = order(recipe, run.pairs.count);
@@ -146,6 +151,9 @@ fn steps(
             values.insert("gradient_norm".to_owned(), norm);
         }
         values.extend(learner.values());
+        if step == 0 {
+            values.extend(chosen_by.clone());
+        }
         if done % NORMS_EVERY == 0 || last {
             values.extend(learner.norms());
             values.extend(pace.usage().map(Usage::values).into_iter().flatten());

@@ -3,8 +3,11 @@
 //! its θ0, or says which identity is its own.
 
 pub mod adapter;
+pub mod block_expansion;
 pub mod film;
 pub mod full;
+pub mod lora;
+pub mod selective;
 
 use crate::models::vit::VitConfig;
 use crate::weights::checkpoint::Recipe;
@@ -235,7 +238,10 @@ impl Pass for Untouched {}
 pub fn tuner(method: &Method) -> Box<dyn Tuner> {
     match method {
         Method::Full {} => Box::new(full::Full),
+        Method::Selective(spec) => Box::new(selective::Selected(spec.clone())),
+        Method::BlockExpansion(spec) => Box::new(block_expansion::Copies(spec.clone())),
         Method::Adapter(spec) => Box::new(adapter::Adapters(spec.clone())),
+        Method::Lora(spec) => Box::new(lora::Updates(spec.clone())),
         Method::Film(spec) => Box::new(film::Modulation(spec.clone())),
         _ => unimplemented!("{}", method.as_str()),
     }
@@ -255,11 +261,14 @@ pub fn added(recipe: &Recipe, backbone: &Backbone, widths: Widths) -> Result<Add
     tuner(&recipe.method).added(&site, recipe.seed)
 }
 
-/// Name and number of values of every tensor that training may change, added ones included.
+/// Name and number of values of every tensor that training may change, added ones included. Of blocks that gradients are
+/// yet to choose, others of the same size stand in.
 ///
 /// # Errors
 /// As [`added`].
 pub fn trainable(recipe: &Recipe, backbone: &Backbone, widths: Widths) -> Result<Vec<(String, u64)>> {
+    let method = selective::chosen_by_depth(&recipe.method, backbone.config.depth)?;
+    let recipe = &Recipe { method, ..recipe.clone() };
     let tuner = tuner(&recipe.method);
     // The numbers do not depend on the seed.
     let added = added(recipe, backbone, widths)?.start;

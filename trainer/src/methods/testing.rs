@@ -1,6 +1,6 @@
 //! What the tests of all methods begin with.
 
-use super::{Added, Site, Text, Widths, added, tuner};
+use super::{Added, Site, Text, Widths, added, selective, tuner};
 use crate::models::vit::{Vit, VitConfig};
 use crate::weights::checkpoint::Recipe;
 use crate::weights::{Backbone, Tensors, initial};
@@ -42,7 +42,8 @@ pub struct Fixture {
 
 /// The encoder of a backbone with that method in it.
 pub fn fixture(backbone: &Backbone, document: Value) -> Fixture {
-    let recipe = recipe(document);
+    let mut recipe = recipe(document);
+    recipe.method = selective::chosen_by_depth(&recipe.method, backbone.config.depth).unwrap();
     let added = added(&recipe, backbone, WIDTHS).unwrap();
     let mut tensors = backbone.tensors.share();
     tensors.extend(added.start.share());

@@ -8,6 +8,11 @@ use serde_json::{Value, json};
 fn catalogue() -> Vec<Value> {
     vec![
         json!({"kind": "full"}),
+        json!({"kind": "selective", "k": 1}),
+        json!({"kind": "selective", "k": 1, "rule": "first"}),
+        json!({"kind": "selective", "k": 2, "rule": "relative_gradient"}),
+        json!({"kind": "block_expansion", "copies": 1}),
+        json!({"kind": "block_expansion", "copies": 2}),
         json!({"kind": "adapter"}),
         json!({"kind": "adapter", "rank": 3, "learned_scale": false, "blocks": [1]}),
         json!({"kind": "adapter", "init": "houlsby"}),
@@ -16,6 +21,9 @@ fn catalogue() -> Vec<Value> {
         json!({"kind": "adapter", "form": "houlsby", "learned_scale": true}),
         json!({"kind": "adapter", "form": "pfeiffer"}),
         json!({"kind": "adapter", "form": "parallel", "init": "lora"}),
+        json!({"kind": "lora"}),
+        json!({"kind": "lora", "rank": 3, "alpha": 6.0, "targets": ["key", "proj", "fc1"], "blocks": [1]}),
+        json!({"kind": "lora", "targets": ["query", "key", "value", "proj", "fc1", "fc2"]}),
         json!({"kind": "film"}),
         json!({"kind": "film", "blocks": [0]}),
     ]

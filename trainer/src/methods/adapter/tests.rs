@@ -4,6 +4,9 @@ use crate::models::vit::{Vit, VitConfig, tiny};
 use crate::weights::{Tensors, bitwise_equal};
 use serde_json::json;
 
+/// All places, by their words.
+const FORMS: [&str; 6] = ["adapter_plus", "pre", "intermediate", "houlsby", "pfeiffer", "parallel"];
+
 fn adapters(document: serde_json::Value) -> Adapters {
     Adapters(serde_json::from_value(document).unwrap())
 }
@@ -21,9 +24,29 @@ fn the_numbers_of_values_are_the_papers() {
 #[test]
 fn at_the_start_up_has_a_gradient_and_down_and_scale_have_none() {
     let backbone = tiny(true);
-    for (name, gradient) in fixture(&backbone, json!({"kind": "adapter"})).gradients(&pixels(2)) {
-        let largest = gradient.unwrap().abs().max().double_value(&[]);
-        assert_eq!(largest > 0.0, name.contains(".up."), "{name}: {largest}");
+    for form in FORMS {
+        let document = json!({"kind": "adapter", "form": form, "learned_scale": true});
+        for (name, gradient) in fixture(&backbone, document).gradients(&pixels(2)) {
+            let largest = gradient.unwrap().abs().max().double_value(&[]);
+            assert_eq!(largest > 0.0, name.contains(".up."), "{form} {name}: {largest}");
+        }
+    }
+}
+
+#[test]
+fn frozen_tensors_get_no_gradient() {
+    let backbone = tiny(true);
+    for form in FORMS {
+        let fixture = fixture(&backbone, json!({"kind": "adapter", "form": form})).moved(0.1);
+        let own = adapters(json!({"form": form}));
+        let leaf = |(name, tensor): (&str, &Tensor)| {
+            (name.to_owned(), tensor.copy().set_requires_grad(own.trains(name)))
+        };
+        let tensors: Tensors = fixture.tensors.iter().map(leaf).collect();
+        fixture.vit.features(&tensors, &pixels(2)).square().sum(Kind::Float).backward();
+        for (name, tensor) in tensors.iter() {
+            assert_eq!(tensor.grad().defined(), fixture.added.start.get(name).is_some(), "{form} {name}");
+        }
     }
 }
 
@@ -58,3 +81,28 @@ fn a_scale_is_the_rows_of_up_multiplied() {
     let fused = after(json!({"init": "houlsby", "learned_scale": false}), &tensors);
     assert!(fused.allclose(&scaled, 1e-5, 1e-6, false));
 }
+
+#[test]
+fn a_fixed_scale_is_up_multiplied() {
+    let (config, none) = (tiny(false).config, Tensors::new());
+    let spec = |scale: f64| json!({"form": "parallel", "init": "houlsby", "scale": scale});
+    let mut tensors = adapters(spec(0.1)).added(&site(&config, &none), 3).unwrap().start;
+    tensors.insert("blocks.0.adapter.up.bias", initial::normal(1, "b", &[64], 1.0));
+    let x = initial::normal(1, "x", &[2, 5, 64], 1.0);
+    let after = |scale, tensors: &Tensors| {
+        let own = adapters(spec(scale));
+        let start = Start { config: &config, tensors, text: None };
+        own.begin(start).after_block(0, &x, x.shallow_clone())
+    };
+    let scaled = after(0.1, &tensors);
+    for leaf in ["up.weight", "up.bias"] {
+        let name = format!("blocks.0.adapter.{leaf}");
+        tensors.insert(name.clone(), &tensors[&name] * 0.1);
+    }
+    assert!(after(1.0, &tensors).allclose(&scaled, 1e-5, 1e-6, false));
+    // By default the parallel form is multiplied by 0.1, as AdaptFormer, and the others by 1.
+    assert_eq!(adapters(json!({"form": "parallel"})).0.fixed_scale(), 0.1);
+    assert_eq!(adapters(json!({"form": "pfeiffer"})).0.fixed_scale(), 1.0);
+}
+
+mod formulas;

@@ -9,7 +9,7 @@ mod scale;
 
 pub use divergence::Diverged;
 
-use crate::methods::{Given, Text};
+use crate::methods::{self, Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
 use crate::optim;
@@ -217,6 +217,10 @@ impl TrainRun<'_> {
             let all = !captions.is_empty() && captions.iter().all(|row| *row < distinct);
             ensure!(all, "a caption has no {:?} for the method to read", reads.form);
         }
+        for name in methods::tuner(&recipe.method).given() {
+            let is_given = self.given.tensors.get(name).is_some();
+            ensure!(is_given, "{name} has to be made from the training data, and was not");
+        }
         Ok(())
     }
 }
@@ -278,5 +282,7 @@ impl Losses {
     }
 }
 
+#[cfg(test)]
+mod reading_tests;
 #[cfg(test)]
 mod tests;

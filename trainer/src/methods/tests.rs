@@ -18,6 +18,19 @@ fn catalogue() -> Vec<Value> {
         json!({"kind": "adapter", "form": "parallel", "init": "lora"}),
         json!({"kind": "film"}),
         json!({"kind": "film", "blocks": [0]}),
+        json!({"kind": "film", "generator": {}}),
+        json!({"kind": "film", "generator": {"hidden": 5}, "blocks": [1]}),
+        json!({"kind": "fusion"}),
+        json!({"kind": "fusion", "null_text": "drop"}),
+        json!({"kind": "fusion", "attention": "co_attention"}),
+        json!({"kind": "fusion", "attention": "co_attention", "blocks": [0]}),
+        json!({"kind": "fusion", "attention": "asymmetric"}),
+        json!({"kind": "fusion", "attention": "joint"}),
+        json!({"kind": "fusion", "attention": "joint", "rank": 3, "null_text": "drop", "blocks": [1]}),
+        json!({"kind": "token_replay"}),
+        json!({"kind": "token_replay", "memory": 3, "blocks": [1]}),
+        json!({"kind": "token_replay", "reading": "b"}),
+        json!({"kind": "token_replay", "reading": "c", "buffer": {"dataset": "d"}}),
     ]
 }
 
@@ -44,6 +57,18 @@ fn every_trained_tensor_changes_the_features_once_it_has_moved() {
             let largest = gradient.map(|gradient| gradient.abs().max().double_value(&[]));
             assert!(largest.is_some_and(|largest| largest > 0.0), "{document} {name}: {largest:?}");
         }
+    }
+}
+
+#[test]
+fn the_feature_is_the_class_token_among_all_tokens() {
+    let backbone = tiny(true);
+    for document in catalogue() {
+        let moved = fixture(&backbone, document.clone()).moved(0.1);
+        let alone = moved.vit.features(&moved.tensors, &pixels(2));
+        let tokens = moved.vit.tokens(&moved.tensors, &pixels(2), None, None);
+        let among = moved.vit.feature_of(&moved.tensors, &tokens);
+        assert!(alone.allclose(&among, 1e-4, 1e-4, false), "{document}");
     }
 }
 

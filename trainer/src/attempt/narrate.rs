@@ -26,8 +26,10 @@ pub fn shown(method: &Method, objective: &Objective) -> Option<String> {
     let percent = 100.0 * reads.caption_dropout;
     let compared = objective.contrastive.is_some() || objective.caption.is_some();
     let who = match (objective.reconstruction.is_some(), compared, reads.leak) {
-        (_, true, true) => "every term, also what the encoder's output is compared with (leak = true): such a \
-                            loss can fall without a look at the image",
+        (_, true, true) => {
+            "every term, also what the encoder's output is compared with (leak = true): such a \
+                            loss can fall without a look at the image"
+        }
         (true, true, false) => "the reconstruction alone; what is compared with a caption has not seen it",
         (true, false, _) => "the reconstruction",
         (false, ..) => {
@@ -37,7 +39,9 @@ pub fn shown(method: &Method, objective: &Objective) -> Option<String> {
             ));
         }
     };
-    Some(format!("{name} shows captions to {who}. In place of a caption, and for {percent} % of them: {without}"))
+    Some(format!(
+        "{name} shows captions to {who}. In place of a caption, and for {percent} % of them: {without}"
+    ))
 }
 
 /// What a method that reads captions is given in an evaluation.

@@ -71,9 +71,8 @@ impl Tuner for Modulation {
 /// # Shapes
 /// → [batch, hidden] or [1, hidden]
 fn hidden(start: &Start) -> Tensor {
-    let of = |c: &Tensor| {
-        c.linear(&start.tensors[HIDDEN_WEIGHT], Some(&start.tensors[HIDDEN_BIAS])).gelu("none")
-    };
+    let of =
+        |c: &Tensor| c.linear(&start.tensors[HIDDEN_WEIGHT], Some(&start.tensors[HIDDEN_BIAS])).gelu("none");
     let null = of(&start.tensors[NULL]);
     let Some(text) = start.text else { return null };
     let embeddings = text.tokens.select(1, 0).detach().to_kind(null.kind()); // [batch, text]

@@ -77,7 +77,8 @@ impl Fixture {
         let mut loss = self.vit.features(&tensors, pixels).square().sum(Kind::Float);
         if let Some(reads) = self.vit.method.reads() {
             let shown = if reads.form == CaptionForm::Embedding { 1 } else { 4 };
-            let lengths: Vec<i64> = (0..pixels.size()[0]).map(|at| if at % 2 == 0 { shown } else { 0 }).collect();
+            let lengths: Vec<i64> =
+                (0..pixels.size()[0]).map(|at| if at % 2 == 0 { shown } else { 0 }).collect();
             let tokens = self.vit.tokens(&tensors, pixels, None, Some(&text(&lengths)));
             loss += tokens.square().sum(Kind::Float);
         }

@@ -92,8 +92,7 @@ fn a_leak_shows_it_the_caption() {
         readers().into_iter().flat_map(|reader| ["full", "visible"].map(|view| (reader.clone(), view)))
     {
         let subject = Subject::new(leaking(document.clone()), view);
-        let contrastive =
-            |text| subject.see(Some(text)).1["contrastive"].double_value(&[]);
+        let contrastive = |text| subject.see(Some(text)).1["contrastive"].double_value(&[]);
         let change = contrastive(text(&lengths)) - contrastive(swapped(&text(&lengths)));
         assert!(change.abs() > 1e-3, "{document} {view}: {change}");
     }

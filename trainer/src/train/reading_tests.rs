@@ -117,8 +117,7 @@ fn a_resumed_run_ends_with_the_bits_of_an_undisturbed_one() {
         let state = stopped.file("resume-0000000008.safetensors");
         let resumed = run_until(&spec, Some(&state), |_| false);
         assert_eq!(undisturbed.result.as_ref().unwrap(), resumed.result.as_ref().unwrap(), "{method}");
-        let later: Vec<_> =
-            undisturbed.metric("loss").into_iter().filter(|(step, _)| *step > 8).collect();
+        let later: Vec<_> = undisturbed.metric("loss").into_iter().filter(|(step, _)| *step > 8).collect();
         assert_eq!(resumed.metric("loss"), later, "{method}");
     }
 }
@@ -168,7 +167,8 @@ fn the_optimiser_holds_what_the_method_trains_and_the_heads() {
 #[test]
 fn both_losses_fall() {
     for method in methods() {
-        let training = json!({"steps": 80, "batch_size": 5, "learning_rate": 1e-2, "head_learning_rate": 1e-2});
+        let training =
+            json!({"steps": 80, "batch_size": 5, "learning_rate": 1e-2, "head_learning_rate": 1e-2});
         let trained = run(&both(method.clone(), training));
         let fall = |term: &str| {
             let losses = trained.metric(&format!("loss/{term}"));
@@ -185,7 +185,8 @@ fn both_losses_fall() {
 fn a_contrastive_loss_alone_reaches_every_tensor_that_is_trained() {
     // No term shows a caption; what stands in for it is trained, and the projection stays in the graph.
     for method in methods() {
-        let spec = spec_with(method.clone(), json!({"contrastive": {"projection_dim": 16}}), looped(json!({})));
+        let spec =
+            spec_with(method.clone(), json!({"contrastive": {"projection_dim": 16}}), looped(json!({})));
         run(&spec).result.unwrap_or_else(|error| panic!("{method}: {error:#}"));
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::methods::testing::{self, Fixture, fixture, pixels, site, text};
 use crate::methods::Text;
+use crate::methods::testing::{self, Fixture, fixture, pixels, site, text};
 use crate::models::vit::{Vit, VitConfig, tiny};
 use crate::weights::{Tensors, bitwise_equal};
 use causeway_protocol::Method;
@@ -31,7 +31,6 @@ fn after_first_block(fixture: &Fixture, x: &Tensor, text: Option<&Text>) -> (Ten
     (pass.after_block(0, x, x.shallow_clone()), pass.captions.tokens)
 }
 
-
 fn state() -> Tensor {
     initial::normal(3, "state", &[2, 5, 64], 1.0)
 }
@@ -50,7 +49,11 @@ fn the_numbers_of_values_are_those_of_the_formulas() {
     let (text, own, null) = (768 * 32, 4 * 768 * 8 + 1, 32);
     assert_eq!(values(spec("merged")), text + null + 12 * own);
     assert_eq!(values(spec("asymmetric")), text + null + 12 * own);
-    assert_eq!(values(spec("co_attention")), text + null + 23 * own, "the last block's captions are not read");
+    assert_eq!(
+        values(spec("co_attention")),
+        text + null + 23 * own,
+        "the last block's captions are not read"
+    );
     assert_eq!(values(spec("joint")), text + null + 12 * (2 * 768 * 8 + 3 * 64 + 1));
     let one = json!({"kind": "fusion", "attention": "co_attention", "null_text": "drop", "blocks": [3]});
     assert_eq!(values(one), text + own);
@@ -87,8 +90,10 @@ fn in_co_attention_an_image_token_changes_no_other() {
         let (x, captions) = (state(), text(&[3, 2]));
         let other = x.copy();
         let _ = other.get(1).get(2).g_add_scalar_(1.0);
-        let (before, after) =
-            (after_first_block(&own, &x, Some(&captions)).0, after_first_block(&own, &other, Some(&captions)).0);
+        let (before, after) = (
+            after_first_block(&own, &x, Some(&captions)).0,
+            after_first_block(&own, &other, Some(&captions)).0,
+        );
         let change = (after - before).abs().amax([-1].as_slice(), false); // [batch, tokens]
         assert!(change.get(1).get(2).double_value(&[]) > 0.1, "{form}");
         let _ = change.get(1).get(2).fill_(0.0);
@@ -150,7 +155,11 @@ fn another_caption_changes_its_own_image_alone() {
         let _ = other.tokens.get(1).narrow(0, 0, 3).g_add_scalar_(1.0).cumsum_(0, Kind::Float);
         let after = of(&other);
         for image in 0..3 {
-            assert_eq!(bitwise_equal(&after.get(image), &before.get(image)), image != 1, "{document} {image}");
+            assert_eq!(
+                bitwise_equal(&after.get(image), &before.get(image)),
+                image != 1,
+                "{document} {image}"
+            );
         }
     }
 }

@@ -48,7 +48,8 @@ fn fewer_distinct_tokens_than_prototypes_are_told() {
     let same = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0, 1.0, 2.0]).reshape([3, 2]);
     assert_eq!(prototypes(&[same.copy(), same.copy()], 2, 0).unwrap().size(), [2, 2]);
     let error = prototypes(&[same.copy(), same], 3, 0).unwrap_err().to_string();
-    let expected = "the captions hold 2 distinct tokens and a replay memory of 3 was asked for; lower `method.memory`";
+    let expected =
+        "the captions hold 2 distinct tokens and a replay memory of 3 was asked for; lower `method.memory`";
     assert_eq!(error, expected);
     assert!(prototypes(&[], 3, 0).is_err());
 }

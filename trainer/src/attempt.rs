@@ -167,6 +167,7 @@ impl<'a> Attempt<'a> {
         self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
         let line = line.with_positions(spec.evaluation.positions).to_device(self.device);
+        narrate::evaluated(line.method()).iter().for_each(|line| narrate::say(line));
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         Sweep {
             evaluation: &spec.evaluation,
@@ -197,6 +198,9 @@ impl<'a> Attempt<'a> {
         let threads = self.environment.threads as usize;
         let material = Material::read(spec, &self.library, datasets, self.device, threads)?;
         self.tell(material.event(spec))?;
+        if let (Some(method), Some(objective)) = (&spec.method, &spec.objective) {
+            narrate::shown(method, objective).iter().for_each(|line| narrate::say(line));
+        }
         let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;
         let checkpoint = train::train(TrainRun {
             spec,

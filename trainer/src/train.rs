@@ -10,7 +10,7 @@ mod selection;
 
 pub use divergence::Diverged;
 
-use crate::methods::{Given, Text};
+use crate::methods::{self, Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
 use crate::optim;
@@ -225,6 +225,10 @@ impl TrainRun<'_> {
             let all = !captions.is_empty() && captions.iter().all(|row| *row < distinct);
             ensure!(all, "a caption has no {:?} for the method to read", reads.form);
         }
+        for name in methods::tuner(&recipe.method).given() {
+            let is_given = self.given.tensors.get(name).is_some();
+            ensure!(is_given, "{name} has to be made from the training data, and was not");
+        }
         Ok(())
     }
 }
@@ -286,5 +290,7 @@ impl Losses {
     }
 }
 
+#[cfg(test)]
+mod reading_tests;
 #[cfg(test)]
 mod tests;

@@ -8,13 +8,14 @@ use crate::data::captions::Captions;
 use crate::data::leaks::{self, Likeness, Scanned};
 use crate::data::loader::{AHEAD, Feed, KEEP_BYTES, Loader};
 use crate::evaluate::sweep::Measured;
+use crate::methods::token_replay::{MEMORY, memory};
 use crate::methods::{Given, Widths};
 use crate::models::language::LanguageModel;
 use crate::models::text::TextEncoder;
 use crate::order::Order;
 use crate::train::{Images, Pairs};
 use anyhow::{Context, Result};
-use causeway_protocol::{CaptionForm, Event, Preprocess, Spec, Training};
+use causeway_protocol::{CaptionForm, Event, Method, Preprocess, Reading, Spec, Training};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
@@ -83,7 +84,13 @@ impl Material {
             (Some(CaptionForm::Tokens), Some(encoder), _) => encoder.token_rows(&captions.distinct)?,
             _ => Vec::new(),
         };
-        let given = Given { widths: widths(spec, library)?, ..Given::default() };
+        let mut given = Given { widths: widths(spec, library)?, ..Given::default() };
+        if let Some(Method::TokenReplay(own)) = &spec.method
+            && own.reading == Reading::A
+        {
+            let memory = memory::prototypes(&texts, own.memory, spec.seed);
+            given.tensors.insert(MEMORY, memory.context("making the replay memory")?);
+        }
         let embeddings = embeddings.map(|embeddings| embeddings.to_device(device));
         Ok(Material { captions, embeddings, language_model, ids, texts, given, open })
     }

@@ -8,6 +8,9 @@ pub mod film;
 pub mod full;
 pub mod lora;
 pub mod selective;
+pub mod attend;
+pub mod fusion;
+pub mod token_replay;
 
 use crate::models::vit::VitConfig;
 use crate::weights::checkpoint::Recipe;
@@ -141,6 +144,11 @@ pub trait Tuner {
         0
     }
 
+    /// Names of the added tensors whose values rest on the training data and have to be given.
+    fn given(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether what it does to the class token in the last block rests on all tokens there.
     fn needs_all_tokens(&self) -> bool {
         false
@@ -243,6 +251,8 @@ pub fn tuner(method: &Method) -> Box<dyn Tuner> {
         Method::Adapter(spec) => Box::new(adapter::Adapters(spec.clone())),
         Method::Lora(spec) => Box::new(lora::Updates(spec.clone())),
         Method::Film(spec) => Box::new(film::Modulation(spec.clone())),
+        Method::Fusion(spec) => Box::new(fusion::Fused(spec.clone())),
+        Method::TokenReplay(spec) => token_replay::tuner(spec),
         _ => unimplemented!("{}", method.as_str()),
     }
 }

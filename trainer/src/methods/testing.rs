@@ -4,7 +4,7 @@ use super::{Added, Site, Text, Widths, added, selective, tuner};
 use crate::models::vit::{Vit, VitConfig};
 use crate::weights::checkpoint::Recipe;
 use crate::weights::{Backbone, Tensors, initial};
-use causeway_protocol::Method;
+use causeway_protocol::{CaptionForm, Method};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -64,8 +64,8 @@ impl Fixture {
         self
     }
 
-    /// The gradient of the sum of squared features by every trained tensor, by name. A tensor that the features do not
-    /// rest on has none.
+    /// The gradient of the sum of squared features by every trained tensor, by name; where captions are read, and of
+    /// all tokens as they are with captions, of which every second is missing. A tensor that none of it rests on has none.
     pub fn gradients(&self, pixels: &Tensor) -> Vec<(String, Option<Tensor>)> {
         let tuner = tuner(&self.vit.method);
         let mut tensors = self.tensors.share();
@@ -75,7 +75,14 @@ impl Fixture {
             tensors.insert(name, leaf.shallow_clone());
             trained.push((name.to_owned(), leaf));
         }
-        let loss = self.vit.features(&tensors, pixels).square().sum(Kind::Float);
+        let mut loss = self.vit.features(&tensors, pixels).square().sum(Kind::Float);
+        if let Some(reads) = self.vit.method.reads() {
+            let shown = if reads.form == CaptionForm::Embedding { 1 } else { 4 };
+            let lengths: Vec<i64> =
+                (0..pixels.size()[0]).map(|at| if at % 2 == 0 { shown } else { 0 }).collect();
+            let tokens = self.vit.tokens(&tensors, pixels, None, Some(&text(&lengths)));
+            loss += tokens.square().sum(Kind::Float);
+        }
         loss.backward();
         let gradient = |(name, leaf): (String, Tensor)| {
             let gradient = leaf.grad();

@@ -26,6 +26,19 @@ fn catalogue() -> Vec<Value> {
         json!({"kind": "lora", "targets": ["query", "key", "value", "proj", "fc1", "fc2"]}),
         json!({"kind": "film"}),
         json!({"kind": "film", "blocks": [0]}),
+        json!({"kind": "film", "generator": {}}),
+        json!({"kind": "film", "generator": {"hidden": 5}, "blocks": [1]}),
+        json!({"kind": "fusion"}),
+        json!({"kind": "fusion", "null_text": "drop"}),
+        json!({"kind": "fusion", "attention": "co_attention"}),
+        json!({"kind": "fusion", "attention": "co_attention", "blocks": [0]}),
+        json!({"kind": "fusion", "attention": "asymmetric"}),
+        json!({"kind": "fusion", "attention": "joint"}),
+        json!({"kind": "fusion", "attention": "joint", "rank": 3, "null_text": "drop", "blocks": [1]}),
+        json!({"kind": "token_replay"}),
+        json!({"kind": "token_replay", "memory": 3, "blocks": [1]}),
+        json!({"kind": "token_replay", "reading": "b"}),
+        json!({"kind": "token_replay", "reading": "c", "buffer": {"dataset": "d"}}),
     ]
 }
 
@@ -33,12 +46,17 @@ fn catalogue() -> Vec<Value> {
 fn every_theta0_is_the_backbone_bit_for_bit() {
     for layer_scale in [false, true] {
         let backbone = tiny(layer_scale);
-        let bare = Vit::bare(&backbone.config).features(&backbone.tensors, &pixels(3));
+        let vit = Vit::bare(&backbone.config);
+        let alone = vit.features(&backbone.tensors, &pixels(3));
+        // The same numbers in a larger product may be summed in another order.
+        let tokens = vit.tokens(&backbone.tensors, &pixels(3), None, None);
+        let among = vit.feature_of(&backbone.tensors, &tokens);
         for document in catalogue() {
             let fixture = fixture(&backbone, document.clone());
+            let bare = if tuner(&fixture.vit.method).needs_all_tokens() { &among } else { &alone };
             let mut tensors = backbone.tensors.share();
             tensors.extend(fixture.added.theta0.share());
-            assert!(bitwise_equal(&fixture.vit.features(&tensors, &pixels(3)), &bare), "{document}");
+            assert!(bitwise_equal(&fixture.vit.features(&tensors, &pixels(3)), bare), "{document}");
         }
     }
 }
@@ -52,6 +70,18 @@ fn every_trained_tensor_changes_the_features_once_it_has_moved() {
             let largest = gradient.map(|gradient| gradient.abs().max().double_value(&[]));
             assert!(largest.is_some_and(|largest| largest > 0.0), "{document} {name}: {largest:?}");
         }
+    }
+}
+
+#[test]
+fn the_feature_is_the_class_token_among_all_tokens() {
+    let backbone = tiny(true);
+    for document in catalogue() {
+        let moved = fixture(&backbone, document.clone()).moved(0.1);
+        let alone = moved.vit.features(&moved.tensors, &pixels(2));
+        let tokens = moved.vit.tokens(&moved.tensors, &pixels(2), None, None);
+        let among = moved.vit.feature_of(&moved.tensors, &tokens);
+        assert!(alone.allclose(&among, 1e-4, 1e-4, false), "{document}");
     }
 }
 

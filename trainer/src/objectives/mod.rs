@@ -218,3 +218,6 @@ impl<'a> Objectives<'a> {
         self.reconstruction.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

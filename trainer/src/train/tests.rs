@@ -23,7 +23,7 @@ fn spec(method: Value, training: Value) -> Spec {
     spec_with(method, json!({"contrastive": {"projection_dim": 16}}), all)
 }
 
-fn spec_with(method: Value, objective: Value, training: Value) -> Spec {
+pub(super) fn spec_with(method: Value, objective: Value, training: Value) -> Spec {
     let mut captions = json!({"asset": "pairs"});
     if !objective["contrastive"].is_null() {
         captions["text_encoder"] = json!("text");
@@ -61,18 +61,18 @@ fn trained(recipe: &Recipe, backbone: &Backbone) -> u64 {
     methods::trainable(recipe, backbone, Widths::default()).unwrap().iter().map(|(_, values)| values).sum()
 }
 
-struct Trained {
-    folder: TempDir,
-    events: Vec<Event>,
-    result: Result<BlobRef>,
+pub(super) struct Trained {
+    pub(super) folder: TempDir,
+    pub(super) events: Vec<Event>,
+    pub(super) result: Result<BlobRef>,
 }
 
 impl Trained {
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn metric(&self, name: &str) -> Vec<(u64, f64)> {
+    pub(super) fn metric(&self, name: &str) -> Vec<(u64, f64)> {
         let values = self.events.iter().filter_map(|event| match event {
             Event::Metrics { step, values } => Some((*step, *values.get(name)?)),
             _ => None,
@@ -82,7 +82,7 @@ impl Trained {
 }
 
 /// The images of each step, made from their indices.
-fn images(order: Order, steps: Range<u64>) -> Result<Images> {
+pub(super) fn images(order: Order, steps: Range<u64>) -> Result<Images> {
     let step = move |step| {
         let image = |index: &usize| reference::image(*index as u64, 28, 28).squeeze_dim(0);
         let images: Vec<Tensor> = order.batch(step).iter().map(image).collect();
@@ -209,7 +209,7 @@ fn another_seed_is_another_run() {
 }
 
 /// A small autoencoder's objective, with or without the contrastive one beside it.
-fn masked(contrastive: Option<&str>) -> Value {
+pub(super) fn masked(contrastive: Option<&str>) -> Value {
     let decoder = json!({"dim": 32, "depth": 1, "heads": 2});
     let mut objective = json!({"reconstruction": {"mask_ratio": 0.5, "decoder": decoder}});
     if let Some(view) = contrastive {
@@ -218,7 +218,7 @@ fn masked(contrastive: Option<&str>) -> Value {
     objective
 }
 
-fn looped(more: Value) -> Value {
+pub(super) fn looped(more: Value) -> Value {
     let mut all = json!({
         "steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "image_size": 28, "resume_every": 4
     });

@@ -148,6 +148,7 @@ fn steps(
         values.extend(learner.values());
         if done % NORMS_EVERY == 0 || last {
             values.extend(learner.norms());
+            values.extend(batches.first().into_iter().flat_map(|batch| learner.tells(batch)));
             values.extend(pace.usage().map(Usage::values).into_iter().flatten());
         }
         if let Some((name, value)) = values.iter().find(|(_, value)| !value.is_finite()) {
@@ -251,6 +252,7 @@ impl Pairs<'_> {
                 captions,
                 // One stream for each image: which patches go depends on the batch's composition in nothing else.
                 noise: masks.then(|| initial::stream(recipe.seed, &format!("mask/{step}/{at}"))),
+                dropout: initial::stream(recipe.seed, &format!("dropout/{step}/{at}")),
                 pixels,
             }
         };

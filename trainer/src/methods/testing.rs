@@ -43,7 +43,12 @@ pub struct Fixture {
 /// The encoder of a backbone with that method in it.
 pub fn fixture(backbone: &Backbone, document: Value) -> Fixture {
     let recipe = recipe(document);
-    let added = added(&recipe, backbone, WIDTHS).unwrap();
+    let mut added = added(&recipe, backbone, WIDTHS).unwrap();
+    let given = added.awaited.iter().map(|name| {
+        let shape = added.start[name].size();
+        (name.clone(), initial::normal(13, name, &shape, 1.0))
+    });
+    added.take(&given.collect()).unwrap();
     let mut tensors = backbone.tensors.share();
     tensors.extend(added.start.share());
     Fixture { vit: Vit::new(&backbone.config, &recipe.method), added, tensors }

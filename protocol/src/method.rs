@@ -319,7 +319,8 @@ pub struct Reprogram {
     /// What it looks like.
     #[serde(default)]
     pub program: Program,
-    /// `border`: side of the image inside the frame, pixels; by default seven eighths of the input.
+    /// `border`: side of the image inside the frame, pixels; by default about seven eighths of the input. It stands in
+    /// the middle, so both must be even or both odd.
     #[serde(default)]
     pub inner: Option<u32>,
 }
@@ -386,7 +387,7 @@ impl Method {
             }
             Method::Lora(own) => own.alpha = Some(own.numerator()),
             Method::Reprogram(own) if own.program == Program::Border => {
-                own.inner = Some(own.inner.unwrap_or(image_size * 7 / 8));
+                own.inner = Some(own.inner_side(image_size));
             }
             _ => {}
         }
@@ -440,6 +441,14 @@ impl Lora {
     /// What is divided by the rank to give the factor of the update.
     pub fn numerator(&self) -> f64 {
         self.alpha.unwrap_or(f64::from(self.rank))
+    }
+}
+
+impl Reprogram {
+    /// Side of the image inside the frame, in an input of this side.
+    pub fn inner_side(&self, image_size: u32) -> u32 {
+        let edge = ((image_size + 8) / 16).max(1);
+        self.inner.unwrap_or(image_size.saturating_sub(2 * edge))
     }
 }
 

@@ -166,6 +166,7 @@ impl<'a> Attempt<'a> {
 
         self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
+        line.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
         let line = line.with_positions(spec.evaluation.positions).to_device(self.device);
         narrate::evaluated(line.method()).iter().for_each(|line| narrate::say(line));
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);

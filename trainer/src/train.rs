@@ -10,7 +10,7 @@ mod selection;
 
 pub use divergence::Diverged;
 
-use crate::methods::{self, Given, Text};
+use crate::methods::{Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
 use crate::optim;
@@ -156,6 +156,7 @@ fn steps(
         }
         if done % NORMS_EVERY == 0 || last {
             values.extend(learner.norms());
+            values.extend(batches.first().into_iter().flat_map(|batch| learner.tells(batch)));
             values.extend(pace.usage().map(Usage::values).into_iter().flatten());
         }
         if let Some((name, value)) = values.iter().find(|(_, value)| !value.is_finite()) {
@@ -225,10 +226,6 @@ impl TrainRun<'_> {
             let all = !captions.is_empty() && captions.iter().all(|row| *row < distinct);
             ensure!(all, "a caption has no {:?} for the method to read", reads.form);
         }
-        for name in methods::tuner(&recipe.method).given() {
-            let is_given = self.given.tensors.get(name).is_some();
-            ensure!(is_given, "{name} has to be made from the training data, and was not");
-        }
         Ok(())
     }
 }
@@ -263,6 +260,7 @@ impl Pairs<'_> {
                 captions,
                 // One stream for each image: which patches go depends on the batch's composition in nothing else.
                 noise: masks.then(|| initial::stream(recipe.seed, &format!("mask/{step}/{at}"))),
+                dropout: initial::stream(recipe.seed, &format!("dropout/{step}/{at}")),
                 pixels,
             }
         };

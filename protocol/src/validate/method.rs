@@ -103,6 +103,11 @@ impl Spec {
                         "method.inner",
                         format!("must be less than the {size} px of the input"),
                     );
+                    list.when(
+                        !broken && (size - inner) % 2 == 1,
+                        "method.inner",
+                        format!("must leave an even number of the {size} px: the image stands in the middle"),
+                    );
                 }
             }
             Method::CrossModal(CrossModal {

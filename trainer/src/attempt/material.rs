@@ -9,7 +9,7 @@ use crate::data::leaks::{self, Likeness, Scanned};
 use crate::data::loader::{AHEAD, Feed, KEEP_BYTES, Loader};
 use crate::evaluate::sweep::Measured;
 use crate::methods::token_replay::{MEMORY, memory};
-use crate::methods::{Given, Widths};
+use crate::methods::{Given, Widths, cross_modal};
 use crate::models::language::LanguageModel;
 use crate::models::text::TextEncoder;
 use crate::order::Order;
@@ -64,9 +64,7 @@ impl Material {
             embeddings.context("embedding the captions")
         });
         let language_model = objective.caption.as_ref().map(|caption| {
-            let asset = library.get(&caption.language_model, AssetKind::LanguageModel)?;
-            asset.verify()?;
-            let model = LanguageModel::open(&asset.folder, asset.manifest.format)?;
+            let model = language_model(&caption.language_model, library)?;
             anyhow::Ok(model.to_device(device))
         });
         let language_model = language_model.transpose()?;
@@ -90,6 +88,10 @@ impl Material {
         {
             let memory = memory::prototypes(&texts, own.memory, spec.seed);
             given.tensors.insert(MEMORY, memory.context("making the replay memory")?);
+        }
+        if let Some(Method::CrossModal(own)) = &spec.method {
+            let model = self::language_model(&own.language_model, library)?;
+            given.tensors.insert(cross_modal::TABLE, cross_modal::dictionary(&model, own.words)?);
         }
         let embeddings = embeddings.map(|embeddings| embeddings.to_device(device));
         Ok(Material { captions, embeddings, language_model, ids, texts, given, open })
@@ -124,6 +126,12 @@ fn text_encoder(name: &str, library: &Library) -> Result<TextEncoder> {
     TextEncoder::open(&asset.folder, asset.manifest.format)
 }
 
+fn language_model(name: &str, library: &Library) -> Result<LanguageModel> {
+    let asset = library.get(name, AssetKind::LanguageModel)?;
+    asset.verify()?;
+    LanguageModel::open(&asset.folder, asset.manifest.format)
+}
+
 /// How wide what a spec's method takes from other models is.
 ///
 /// # Errors
@@ -138,6 +146,9 @@ pub fn widths(spec: &Spec, library: &Library) -> Result<Widths> {
             CaptionForm::Embedding => encoder.dim(),
             CaptionForm::Tokens => encoder.token_dim(),
         };
+    }
+    if let Method::CrossModal(own) = method {
+        widths.word = language_model(&own.language_model, library)?.dim();
     }
     Ok(widths)
 }

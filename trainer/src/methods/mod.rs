@@ -3,13 +3,16 @@
 //! its θ0, or says which identity is its own.
 
 pub mod adapter;
+pub mod attend;
 pub mod block_expansion;
+pub mod cross_modal;
 pub mod film;
 pub mod full;
-pub mod lora;
-pub mod selective;
-pub mod attend;
 pub mod fusion;
+pub mod ladder;
+pub mod lora;
+pub mod reprogram;
+pub mod selective;
 pub mod token_replay;
 
 use crate::models::vit::VitConfig;
@@ -37,6 +40,8 @@ pub struct Added {
     pub start: Tensors,
     /// Where the line begins, α = 0: the exact identity. Equal to `start` unless that is only near the identity.
     pub theta0: Tensors,
+    /// Names of those whose values come from elsewhere and are not there yet.
+    pub awaited: Vec<String>,
 }
 
 impl Added {
@@ -53,19 +58,25 @@ impl Added {
         self.theta0.insert(name.clone(), theta0);
         self.start.insert(name, start);
     }
-}
 
-impl Added {
+    /// Adds a tensor whose values [`Added::take`] brings.
+    pub fn await_values(&mut self, name: &str, shape: &[i64]) {
+        self.awaited.push(name.to_owned());
+        self.add(name, Tensor::zeros(shape, (Kind::Float, Device::Cpu)));
+    }
+
     /// Puts values in the place of those that are there.
     ///
     /// # Errors
-    /// A value that belongs nowhere, or has another shape.
+    /// A value that belongs nowhere, or has another shape; an awaited one that is not among them.
     pub fn take(&mut self, given: &Tensors) -> Result<()> {
         for (name, value) in given.iter() {
             let place = self.start.get(name).with_context(|| format!("nothing is called {name}"))?;
             ensure!(place.size() == value.size(), "{name} is {:?}, must be {:?}", value.size(), place.size());
+            self.awaited.retain(|awaited| awaited != name);
             self.add(name, value.shallow_clone());
         }
+        ensure!(self.awaited.is_empty(), "nothing gives {} its values", self.awaited.join(", "));
         Ok(())
     }
 }
@@ -144,9 +155,18 @@ pub trait Tuner {
         0
     }
 
-    /// Names of the added tensors whose values rest on the training data and have to be given.
-    fn given(&self) -> &'static [&'static str] {
-        &[]
+    /// Whether the encoder takes images of this side with these tensors, the added ones included.
+    ///
+    /// # Errors
+    /// Tensors that were made for images of another side.
+    fn takes(&self, _tensors: &Tensors, _image_size: u32) -> Result<()> {
+        Ok(())
+    }
+
+    /// What is worth telling of a batch now and then, as metrics: what the method does to the tokens that enter the first
+    /// block, as `start` has its tensors. [batch, tokens, dim]
+    fn tells(&self, _start: Start, _embedded: &Tensor) -> Vec<(&'static str, f64)> {
+        Vec::new()
     }
 
     /// Whether what it does to the class token in the last block rests on all tokens there.
@@ -253,7 +273,9 @@ pub fn tuner(method: &Method) -> Box<dyn Tuner> {
         Method::Film(spec) => Box::new(film::Modulation(spec.clone())),
         Method::Fusion(spec) => Box::new(fusion::Fused(spec.clone())),
         Method::TokenReplay(spec) => token_replay::tuner(spec),
-        _ => unimplemented!("{}", method.as_str()),
+        Method::Ladder(spec) => Box::new(ladder::SideNetwork(spec.clone())),
+        Method::Reprogram(spec) => Box::new(reprogram::Reprogramming(spec.clone())),
+        Method::CrossModal(spec) => Box::new(cross_modal::Rewording::new(spec)),
     }
 }
 

@@ -44,7 +44,12 @@ pub struct Fixture {
 pub fn fixture(backbone: &Backbone, document: Value) -> Fixture {
     let mut recipe = recipe(document);
     recipe.method = selective::chosen_by_depth(&recipe.method, backbone.config.depth).unwrap();
-    let added = added(&recipe, backbone, WIDTHS).unwrap();
+    let mut added = added(&recipe, backbone, WIDTHS).unwrap();
+    let given = added.awaited.iter().map(|name| {
+        let shape = added.start[name].size();
+        (name.clone(), initial::normal(13, name, &shape, 1.0))
+    });
+    added.take(&given.collect()).unwrap();
     let mut tensors = backbone.tensors.share();
     tensors.extend(added.start.share());
     Fixture { vit: Vit::new(&backbone.config, &recipe.method), added, tensors }

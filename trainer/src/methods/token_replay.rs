@@ -46,13 +46,12 @@ pub fn tuner(spec: &TokenReplay) -> Box<dyn Tuner> {
 struct Captions(TokenReplay);
 
 impl Tuner for Captions {
-    /// Until the memory is given, noise holds its place.
     fn added(&self, site: &Site, seed: u64) -> Result<Added> {
         let (dim, text, rank) = (site.config.dim, site.widths.text, i64::from(self.0.rank));
         ensure!(text > 0, "token replay reads captions, and no text encoder says how wide they are");
         let mut added = Added::default();
         attend::add_matrix(&mut added, TEXT, (dim, text), seed);
-        attend::add_matrix(&mut added, MEMORY, (self.0.memory.into(), text), seed);
+        added.await_values(MEMORY, &[self.0.memory.into(), text]);
         for block in blocks(self.0.blocks.as_deref(), site.config)? {
             Attention::add(&mut added, &place(block), (dim, rank), seed);
         }
@@ -61,10 +60,6 @@ impl Tuner for Captions {
 
     fn trains(&self, name: &str) -> bool {
         name == TEXT || name.contains(".replay.")
-    }
-
-    fn given(&self) -> &'static [&'static str] {
-        &[MEMORY]
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {

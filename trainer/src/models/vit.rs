@@ -189,6 +189,15 @@ impl Vit {
         self.feature_of(tensors, &class)
     }
 
+    /// What the method tells of a batch, as metrics.
+    ///
+    /// # Shapes
+    /// `pixels` as for [`Vit::features`]
+    pub fn tells(&self, tensors: &Tensors, pixels: &Tensor) -> Vec<(&'static str, f64)> {
+        let embedded = self.embed(tensors, pixels, None);
+        methods::tuner(&self.method).tells(Start { config: &self.config, tensors, text: None }, &embedded)
+    }
+
     /// Patches and class token, each with its position; CLIP's first LayerNorm.
     ///
     /// # Shapes

@@ -53,6 +53,8 @@ pub struct Batch {
     pub captions: Tensor,
     /// What the masks are drawn from; for the reconstruction.
     pub noise: Option<SplitMix64>,
+    /// What the caption loss draws from which values of its prefix are dropped.
+    pub dropout: SplitMix64,
 }
 
 /// What an encoder makes of a batch: each view that some term looks at, once.
@@ -179,7 +181,8 @@ impl<'a> Objectives<'a> {
             && let Some(tokens) = if spec.view == View::Full { &seen.whole } else { &seen.visible }
         {
             let patches = tokens.narrow(1, 1, tokens.size()[1] - 1).to_kind(Kind::Float);
-            let loss = caption::loss(model, &map.forward(&patches), &batch.ids)?;
+            let prefix = caption::drop_values(map.forward(&patches), spec.dropout, batch.dropout.clone());
+            let loss = caption::loss(model, &prefix, &batch.ids)?;
             terms.push(Term { name: "caption", weight: spec.weight, loss });
         }
         Ok(terms)

@@ -51,6 +51,7 @@ impl Subject {
     fn see(&self, text: Option<Text>) -> (Seen, BTreeMap<&'static str, Tensor>) {
         let pixels: Vec<Tensor> = (0..3).map(|at| reference::image(at, 28, 28)).collect();
         let batch = Batch {
+            dropout: initial::stream(1, "dropout"),
             pixels: Tensor::cat(&pixels, 0),
             text,
             embeddings: Some(initial::normal(2, "embeddings", &[3, 32], 1.0)),

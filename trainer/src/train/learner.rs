@@ -76,6 +76,7 @@ impl<'a> Learner<'a> {
                 training.learning_rate * optim::layer_factor(&name, config.depth, training.layer_decay);
             let group = Group { part: Part::Encoder, rate, decay: training.weight_decay };
             let value = optimiser.train(&format!("encoder/{name}"), start, group);
+            optimiser.hold(&format!("encoder/{name}"), tuner.stands_still(&name));
             tensors.insert(name, value);
         }
         let head =
@@ -254,8 +255,18 @@ impl<'a> Learner<'a> {
         values
     }
 
-    /// ‖θ − θ0‖ and ‖θ‖ over the trained tensors of the encoder, and the root mean square of what the method adds, by
-    /// the last part of its name: how far gates have opened and scales have moved.
+    /// What the method tells of a batch.
+    pub fn tells(&self, batch: &Batch) -> Vec<(String, f64)> {
+        let told = tch::no_grad(|| {
+            let encoder = self.encoder();
+            let pixels = self.vit.config.normalise(&batch.pixels).to_kind(encoder["cls_token"].kind());
+            self.vit.tells(&encoder, &pixels)
+        });
+        told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// ‖θ − θ0‖ and ‖θ‖ over the trained tensors of the encoder, and the root mean square of what the method adds and
+    /// trains, over all blocks: how far gates have opened and scales have moved.
     pub fn norms(&self) -> BTreeMap<String, f64> {
         tch::no_grad(|| {
             let norm = |tensors: Vec<Tensor>| Tensor::stack(&tensors, 0).norm().double_value(&[]);
@@ -265,9 +276,9 @@ impl<'a> Learner<'a> {
                 ("weight_norm".to_owned(), norm(self.trained().map(|(_, tensor)| tensor.norm()).collect())),
             ]);
             let mut squares = BTreeMap::<String, (f64, usize)>::new();
-            for (name, tensor) in self.added_theta0.names().map(|name| (name, &self.tensors[name])) {
-                let leaf = name.splitn(3, '.').nth(2).unwrap_or(name);
-                let entry = squares.entry(format!("rms/{leaf}")).or_default();
+            let added = self.added_theta0.names().map(|name| (name, &self.tensors[name]));
+            for (name, tensor) in added.filter(|(_, tensor)| tensor.requires_grad()) {
+                let entry = squares.entry(format!("rms/{}", without_places(name))).or_default();
                 entry.0 += tensor.square().sum(tch::Kind::Double).double_value(&[]);
                 entry.1 += tensor.numel();
             }
@@ -276,6 +287,12 @@ impl<'a> Learner<'a> {
             values
         })
     }
+}
+
+/// What a tensor is called wherever it sits: `blocks.3.adapter.scale` is `adapter.scale`.
+fn without_places(name: &str) -> String {
+    let parts = name.split('.').filter(|part| *part != "blocks" && part.parse::<u32>().is_err());
+    parts.collect::<Vec<_>>().join(".")
 }
 
 fn owned((name, tensor): (&str, &Tensor)) -> (String, Tensor) {

@@ -8,7 +8,7 @@ use crate::models::vit::tiny;
 use crate::reference;
 use crate::weights::interpolate::Line;
 use crate::weights::{Tensors, bitwise_equal};
-use causeway_protocol::{Alpha, CaptionForm, Method};
+use causeway_protocol::{Alpha, CaptionForm, Method, Reading};
 use serde_json::{Value, json};
 
 /// For each of nine images the number of its caption.
@@ -50,7 +50,7 @@ impl World {
             Some(CaptionForm::Tokens) => (0..7).map(tokens).collect(),
         };
         let mut given = Given { widths: Widths { text: 32, word: 0 }, ..Given::default() };
-        if methods::tuner(method).given() == [MEMORY] {
+        if matches!(method, Method::TokenReplay(own) if own.reading == Reading::A) {
             given.tensors.insert(MEMORY, memory::prototypes(&texts, 3, 11).unwrap());
         }
         World { embeddings, texts, given }

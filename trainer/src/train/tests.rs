@@ -53,12 +53,26 @@ fn methods() -> Vec<Value> {
         json!({"kind": "adapter", "rank": 4, "form": "parallel", "init": "lora"}),
         json!({"kind": "lora", "rank": 4}),
         json!({"kind": "film"}),
+        json!({"kind": "ladder", "reduction": 4}),
+        json!({"kind": "reprogram"}),
+        json!({"kind": "reprogram", "program": "border"}),
+        json!({"kind": "cross_modal", "language_model": "m", "words": 12, "rank": 4, "alone_steps": 6}),
     ]
+}
+
+/// What a spec's method is given from elsewhere.
+fn given(spec: &Spec) -> Given {
+    let mut given = Given { widths: Widths { word: 24, ..Widths::default() }, ..Given::default() };
+    if let Some(causeway_protocol::Method::CrossModal(_)) = &spec.method {
+        given.tensors.insert("words.table", initial::normal(3, "words.table", &[12, 24], 0.2));
+    }
+    given
 }
 
 /// Number of values that a method trains.
 fn trained(recipe: &Recipe, backbone: &Backbone) -> u64 {
-    methods::trainable(recipe, backbone, Widths::default()).unwrap().iter().map(|(_, values)| values).sum()
+    let widths = Widths { word: 24, ..Widths::default() };
+    methods::trainable(recipe, backbone, widths).unwrap().iter().map(|(_, values)| values).sum()
 }
 
 pub(super) struct Trained {
@@ -115,7 +129,7 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
             texts: &[],
         },
         language_model: None,
-        given: &Given::default(),
+        given: &given(spec),
         resume,
         folder: folder.path(),
         device: Device::Cpu,
@@ -420,3 +434,5 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
     // ln 7 = 1.95; a sharp temperature makes confident mistakes dearer than chance, never cheaper.
     assert!(loss.total > 1.6, "{}", loss.total);
 }
+
+mod language;

@@ -202,6 +202,14 @@ impl Line {
         Some(tch::no_grad(|| self.vit.stem(&self.bare, pixels, blocks)))
     }
 
+    /// Whether its encoders take images of this side.
+    ///
+    /// # Errors
+    /// A method that was trained for another.
+    pub fn check_image_size(&self, image_size: u32) -> Result<()> {
+        methods::tuner(&self.vit.method).takes(&self.theta1, image_size)
+    }
+
     /// The encoder at α. At α = 0 it is the bare backbone, without the method: it belongs to no run.
     pub fn encoder(&self, alpha: Alpha) -> Encoder {
         match alpha {

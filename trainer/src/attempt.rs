@@ -4,6 +4,7 @@
 
 pub mod ending;
 pub mod environment;
+mod kept;
 pub mod material;
 mod narrate;
 
@@ -204,6 +205,8 @@ impl<'a> Attempt<'a> {
             pairs: material.pairs(),
             language_model: material.language_model.as_ref(),
             given: &material.given,
+            kept: &material.kept,
+            text_encoder: material.text_encoder.as_ref(),
             resume: resume.as_deref(),
             folder: self.folder,
             device: self.device,

@@ -7,6 +7,7 @@ pub mod environment;
 mod kept;
 pub mod material;
 mod narrate;
+mod soup;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
@@ -160,9 +161,10 @@ impl<'a> Attempt<'a> {
                 let checkpoint = self.lease.checkpoint.clone();
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
             }
-            (Kind::Evaluate, _) => {
-                self.weights(spec.weights.theta1.as_ref().context("`weights.theta1` is missing")?)?
-            }
+            (Kind::Evaluate, _) => match spec.weights.theta1.as_ref().context("`weights.theta1` is missing")? {
+                WeightSource::Soup(soup) => self.soup(&spec, soup, &backbone)?,
+                source => self.weights(source)?,
+            },
         };
 
         self.tell(Event::Phase { phase: Phase::Evaluate })?;

@@ -375,6 +375,25 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
 }
 
 #[test]
+fn what_reads_the_encoder_may_be_trained_before_it() {
+    // LP-FT (arXiv 2202.10054) without a classifier: first the projections, then all.
+    for method in [json!({"kind": "full"}), json!({"kind": "adapter", "rank": 4})] {
+        let training = json!({"encoder_frozen_steps": 10, "head_learning_rate": 1e-2});
+        let trained = run(&spec(method.clone(), training));
+        let distances = trained.metric("distance");
+        assert!(distances[0] == (10, 0.0) && distances[1].1 > 0.0, "{method}: {distances:?}");
+        let temperatures = trained.metric("temperature");
+        assert!(temperatures[0].1 != temperatures[9].1, "{method}: what reads it learns");
+        let states = ["resume-0000000004.safetensors", "resume-0000000008.safetensors"];
+        let states = states.map(|file| crate::weights::safetensors::read(&trained.file(file)).unwrap().tensors);
+        for (name, value) in states[0].iter().filter(|(name, _)| name.starts_with("value/")) {
+            let stood = bitwise_equal(value, &states[1][name]);
+            assert_eq!(stood, name.starts_with("value/encoder/"), "{method} {name}");
+        }
+    }
+}
+
+#[test]
 fn two_half_batches_give_the_gradient_of_the_whole_where_the_loss_is_a_mean() {
     // The reconstruction's masks are drawn batch by batch, so the images are compared through an equal mask of all.
     let whole =

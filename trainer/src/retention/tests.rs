@@ -7,7 +7,7 @@ use crate::train::{CHECKPOINT, Images, Pairs, TrainRun, train};
 use crate::weights::interpolate::Line;
 use crate::weights::{bitwise_equal, initial};
 use anyhow::ensure;
-use causeway_protocol::{BlobRef, Event, Spec, parse_spec};
+use causeway_protocol::{Alpha, BlobRef, Event, Spec, parse_spec};
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::path::Path;
@@ -318,25 +318,27 @@ fn a_heavy_term_keeps_the_encoder_where_it_was() {
 }
 
 #[test]
-fn heavy_distillation_keeps_the_features() {
+fn heavy_terms_keep_the_features_that_they_compare() {
     let training = json!({"steps": 60, "learning_rate": 1e-3, "schedule": "linear"});
+    let backbone = tiny(true);
+    let bare = Bare::new(&backbone, Kind::Float, Device::Cpu);
+    let prototypes = prototypes::prototypes(&bare, &images(0..6), 6, Device::Cpu);
+    // How far the features have gone, and the assignments to prototypes.
     let moved = |retention: Value| {
         let trained = run(&spec(json!({"kind": "adapter", "rank": 4}), retention, training.clone()));
-        let line = Line::open(&tiny(true), &trained.folder.path().join(CHECKPOINT)).unwrap();
+        let line = Line::open(&backbone, &trained.folder.path().join(CHECKPOINT)).unwrap();
         let pixels = line.config().normalise(&images(0..9));
-        let [before, after] = [causeway_protocol::Alpha::ZERO, causeway_protocol::Alpha::ONE]
-            .map(|alpha| line.encoder(alpha).features(&pixels));
-        value(&feature_distillation::loss(&after, &before))
+        let [before, after] = [Alpha::ZERO, Alpha::ONE].map(|alpha| line.encoder(alpha).features(&pixels));
+        let features = value(&feature_distillation::loss(&after, &before));
+        (features, value(&lwf::loss(&after, &before, &prototypes, 2.0)))
     };
     let free = moved(json!(null));
-    for held in [
-        json!({"feature_distillation": {"weight": 100.0}}),
-        json!({"feature_distillation": {"weight": 100.0, "tokens": true}}),
-        json!({"lwf": {"weight": 100.0, "prototypes": 6}}),
-    ] {
-        let held_back = moved(held.clone());
-        assert!(held_back < 0.5 * free, "{held}: {held_back} of {free}");
+    for tokens in [false, true] {
+        let held = moved(json!({"feature_distillation": {"weight": 100.0, "tokens": tokens}}));
+        assert!(held.0 < 0.5 * free.0, "tokens {tokens}: {held:?} of {free:?}");
     }
+    let held = moved(json!({"lwf": {"weight": 1000.0, "prototypes": 6}}));
+    assert!(held.1 < 0.5 * free.1, "{held:?} of {free:?}");
 }
 
 #[test]
@@ -394,7 +396,7 @@ fn replayed_tokens_are_theta0_s_and_differ_in_nothing_at_the_start() {
     assert!(loss(&fixture.tensors) < 1e-9);
     let up = "blocks.1.adapter.up.bias";
     let mut moved = fixture.tensors.share();
-    moved.insert(up, &fixture.tensors[up] + 0.5);
+    moved.insert(up, &fixture.tensors[up] + initial::normal(5, up, &[64], 0.5));
     assert!(loss(&moved) > 1e-3);
     let bare = Bare::new(&backbone, Kind::Float, Device::Cpu);
     let own = bare.tokens(&bare.config().normalise(&images(200..204)));

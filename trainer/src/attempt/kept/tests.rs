@@ -68,7 +68,8 @@ fn a_buffer_is_of_a_bank_and_never_of_what_is_scored() {
     // Were the bank scored after all, as another dataset's queries might be, its images are recognised.
     let bank = datasets[0].dataset.bank.len();
     datasets[0].fingerprints.rotate_left(bank);
-    datasets[0].dataset.bank.truncate(datasets[0].fingerprints.len() - bank);
+    let queries = datasets[0].fingerprints.len() - bank;
+    datasets[0].dataset.bank.truncate(queries);
     let error = format!("{:#}", keep(images, "fashion-mnist-200", &datasets).unwrap_err());
     assert!(error.contains("is also an image that `fashion-mnist-200` is scored on"), "{error}");
 

@@ -161,7 +161,8 @@ async fn a_soup_of_two_runs_is_a_checkpoint_of_its_own() -> Result<()> {
     assert!(!checkpoints.iter().any(|own| own == made), "it is none of those it was made of");
     let listed = server.get(&format!("/checkpoints/{made}")).await?;
     assert_eq!((listed["method"].as_str(), listed["run_id"].as_str()), (Some("adapter"), Some(id.as_str())));
-    let alphas = |curves: &Value| points(curves, "digits-200", 1).iter().map(|point| point.0).collect::<Vec<_>>();
+    let alphas =
+        |curves: &Value| points(curves, "digits-200", 1).iter().map(|point| point.0).collect::<Vec<_>>();
     assert_eq!(alphas(&server.get(&format!("/runs/{id}/curves")).await?), [0.0, 0.5, 1.0]);
 
     let file = server.user(reqwest::Method::GET, &format!("/checkpoints/{made}/file"))?.send().await?;

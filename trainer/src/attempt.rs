@@ -161,10 +161,12 @@ impl<'a> Attempt<'a> {
                 let checkpoint = self.lease.checkpoint.clone();
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
             }
-            (Kind::Evaluate, _) => match spec.weights.theta1.as_ref().context("`weights.theta1` is missing")? {
-                WeightSource::Soup(soup) => self.soup(&spec, soup, &backbone)?,
-                source => self.weights(source)?,
-            },
+            (Kind::Evaluate, _) => {
+                match spec.weights.theta1.as_ref().context("`weights.theta1` is missing")? {
+                    WeightSource::Soup(soup) => self.soup(&spec, soup, &backbone)?,
+                    source => self.weights(source)?,
+                }
+            }
         };
 
         self.tell(Event::Phase { phase: Phase::Evaluate })?;

@@ -148,8 +148,8 @@ async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()
             .fetch_one(&mut *conn)
             .await?;
             if !there {
-                let rule =
-                    "names a blob the server does not have: PUT it to /api/v1/blobs/{sha256} first".to_owned();
+                let rule = "names a blob the server does not have: PUT it to /api/v1/blobs/{sha256} first"
+                    .to_owned();
                 problems.push(Problem { field, rule });
             }
         }

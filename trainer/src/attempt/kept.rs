@@ -31,7 +31,10 @@ pub fn kept(
         return Ok(Kept::default());
     };
     let size = training.image_size as usize;
-    let counts = [retention.lwf.as_ref().map(|term| term.prototypes), retention.ewc.as_ref().map(|term| term.prototypes)];
+    let counts = [
+        retention.lwf.as_ref().map(|term| term.prototypes),
+        retention.ewc.as_ref().map(|term| term.prototypes),
+    ];
     let own = |name: &str, count: u32| {
         let chosen = choose(spec.seed, name, &captions.images, count);
         if chosen.len() < count as usize {

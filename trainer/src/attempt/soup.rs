@@ -59,8 +59,7 @@ impl Attempt<'_> {
         let dataset = read().with_context(|| format!("reading the dataset `{name}` of the soup"))?;
         let judge = Judge { evaluation, dataset: &dataset, backbone, device: self.device };
         let mut correct = |which: &[usize]| judge.correct(soup::mean(backbone, checkpoints, which)?);
-        let alone: Vec<u32> =
-            (0..checkpoints.len()).map(|at| correct(&[at])).collect::<Result<_>>()?;
+        let alone: Vec<u32> = (0..checkpoints.len()).map(|at| correct(&[at])).collect::<Result<_>>()?;
         let (stay, decisions) = soup::greedy(&alone, &mut correct)?;
         for decision in decisions {
             say(&format!(

@@ -98,7 +98,8 @@ impl Bert {
         let mut x = norm(&(words + positions + kind), "embeddings.LayerNorm"); // [batch, tokens, dim]
         for layer in 0..self.config.num_hidden_layers {
             let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-            let attended = linear(&self.attention(tensors, &x, layer), tensors, &name("attention.output.dense"));
+            let attended =
+                linear(&self.attention(tensors, &x, layer), tensors, &name("attention.output.dense"));
             x = norm(&(x + attended), &name("attention.output.LayerNorm"));
             let hidden = linear(&x, tensors, &name("intermediate.dense")).gelu("none");
             let out = linear(&hidden, tensors, &name("output.dense"));

@@ -191,7 +191,17 @@ impl<'a> Objectives<'a> {
                 _ => vit.features(encoder, &input),
             });
             let by_all_tokens = plain.is_some() || plain_tokens.is_some() || vit.needs_all_tokens();
-            Seen { pixels, mask, rebuilt, visible: compared, whole, feature, plain_tokens, plain_feature, by_all_tokens }
+            Seen {
+                pixels,
+                mask,
+                rebuilt,
+                visible: compared,
+                whole,
+                feature,
+                plain_tokens,
+                plain_feature,
+                by_all_tokens,
+            }
         };
         if standing { tch::no_grad(encode) } else { encode() }
     }

@@ -41,7 +41,8 @@ impl Untrained {
     /// The tower whose tensors `train` has taken into the optimiser.
     pub fn train(&self, train: &mut dyn FnMut(&str, &Tensor) -> Tensor) -> TextTower<'_> {
         let tensors = self.encoder.tensors();
-        let tensors = tensors.iter().map(|(name, start)| (name.to_owned(), train(&format!("{NAMES}{name}"), start)));
+        let tensors =
+            tensors.iter().map(|(name, start)| (name.to_owned(), train(&format!("{NAMES}{name}"), start)));
         TextTower { encoder: &self.encoder, ids: &self.ids, tensors: tensors.collect() }
     }
 }

@@ -23,7 +23,8 @@ pub fn fisher(
     images: &Tensor,
     prototypes: &Tensor,
 ) -> Result<Tensors> {
-    let mut tensors: Tensors = theta0.iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect();
+    let mut tensors: Tensors =
+        theta0.iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect();
     let leaves: Vec<Tensor> =
         origin.iter().map(|(_, tensor)| tensor.detach().copy().set_requires_grad(true)).collect();
     tensors.extend(origin.names().map(str::to_owned).zip(leaves.iter().map(Tensor::shallow_clone)));
@@ -48,8 +49,8 @@ pub fn fisher(
 /// # Shapes
 /// → scalar
 pub fn distance(tensors: &Tensors, origin: &Tensors, fisher: &Tensors) -> Tensor {
-    let weighed = origin.iter().map(|(name, theta0)| {
-        ((&tensors[name] - theta0).square() * &fisher[name]).sum(Kind::Float)
-    });
+    let weighed = origin
+        .iter()
+        .map(|(name, theta0)| ((&tensors[name] - theta0).square() * &fisher[name]).sum(Kind::Float));
     Tensor::stack(&weighed.collect::<Vec<_>>(), 0).sum(Kind::Float) * 0.5
 }

@@ -138,12 +138,7 @@ impl Retainer {
     ///
     /// # Errors
     /// Images that a term needs and that were not kept.
-    pub fn new(
-        recipe: &Recipe,
-        backbone: &Backbone,
-        kept: &Kept,
-        beginning: &Beginning,
-    ) -> Result<Retainer> {
+    pub fn new(recipe: &Recipe, backbone: &Backbone, kept: &Kept, beginning: &Beginning) -> Result<Retainer> {
         let spec = recipe.retention.clone().unwrap_or_default();
         let Beginning { vit, tensors, origin, device } = *beginning;
         let trained = tensors.iter().filter(|(_, tensor)| tensor.requires_grad());
@@ -164,7 +159,13 @@ impl Retainer {
                 let theta0 = tensors.iter().map(|(name, tensor)| {
                     (name.to_owned(), origin.get(name).unwrap_or(tensor).shallow_clone())
                 });
-                ewc::fisher(vit, &theta0.collect(), &origin, &images.to_device(device), &first(ewc.prototypes)?)?
+                ewc::fisher(
+                    vit,
+                    &theta0.collect(),
+                    &origin,
+                    &images.to_device(device),
+                    &first(ewc.prototypes)?,
+                )?
             }
         };
         let prototypes = spec.lwf.as_ref().map(|lwf| first(lwf.prototypes)).transpose()?;
@@ -213,7 +214,7 @@ impl Retainer {
             add("feature_distillation", term.weight, loss);
         }
         if let Some(feature) = &seen.plain_feature {
-            // By the way that the encoder's own was computed, so that an encoder that has not moved differs in nothing.
+            // By the way that the encoder's own was computed, so that one that has not moved differs by rounding at most.
             let before = self.bare.features(&seen.pixels, seen.by_all_tokens);
             if let Some(term) = &self.spec.feature_distillation
                 && !term.tokens

@@ -141,7 +141,8 @@ fn prototypes_are_unit_features_of_theta0_whatever_the_batch() {
 
 #[test]
 fn a_buffer_shows_every_image_before_any_again() {
-    let buffer: Buffer = serde_json::from_value(json!({"dataset": "d", "images": 10, "batch_size": 4})).unwrap();
+    let buffer: Buffer =
+        serde_json::from_value(json!({"dataset": "d", "images": 10, "batch_size": 4})).unwrap();
     let pool = Pool::new(7, "rehearsal", &images(0..10), &buffer, Device::Cpu);
     let of = |pool: &Pool, place| Vec::<i64>::try_from(pool.chosen(place)).unwrap();
     let mut seen: Vec<i64> = (0..5).flat_map(|place| of(&pool, place)).collect();
@@ -268,14 +269,16 @@ fn every_term_is_told_starts_at_nothing_and_is_part_of_the_sum() {
     for (name, _) in weights {
         let values = trained.metric(&format!("loss/{name}"));
         // The decoder is fresh: the encoder stands still in a tenth of the steps, where there is nothing to hold.
-        assert_eq!(values[0], (2, 0.0), "{name} begins at θ0");
-        assert!(values[2..].iter().all(|(_, value)| *value > 0.0), "{name}: {values:?}");
+        // With a graph libtorch may take kernels that round otherwise: a square of 1e-6 at most.
+        assert!(values[0].0 == 2 && values[0].1.abs() < 1e-9, "{name} begins at θ0: {values:?}");
+        let exact = ["l2_sp", "ewc"].contains(&name);
+        assert!(!exact || values[0].1 == 0.0, "weights that stood still are equal");
+        assert!(values[2..].iter().all(|(_, value)| *value > values[0].1), "{name}: {values:?}");
     }
     assert_eq!(trained.metric("loss/rehearsal").len(), 12, "its decoder learns from the first step on");
     let all = weights.into_iter().chain([("rehearsal", 0.5), ("contrastive", 1.0), ("reconstruction", 1.0)]);
-    let sum: f64 = all
-        .map(|(name, weight)| weight * trained.metric(&format!("loss/{name}")).last().unwrap().1)
-        .sum();
+    let sum: f64 =
+        all.map(|(name, weight)| weight * trained.metric(&format!("loss/{name}")).last().unwrap().1).sum();
     let loss = trained.metric("loss").last().unwrap().1;
     assert!((sum / loss - 1.0).abs() < 1e-5, "{sum} {loss}");
 }
@@ -309,7 +312,8 @@ fn a_held_run_resumes_with_the_same_bits() {
 #[test]
 fn a_heavy_term_keeps_the_encoder_where_it_was() {
     let training = json!({"steps": 40, "warmup_steps": 0, "learning_rate": 1e-3, "schedule": "linear"});
-    let distance = |retention: Value| run(&spec(json!({"kind": "full"}), retention, training.clone())).distance();
+    let distance =
+        |retention: Value| run(&spec(json!({"kind": "full"}), retention, training.clone())).distance();
     let free = distance(json!(null));
     let light = distance(json!({"l2_sp": {"weight": 0.1}}));
     let heavy = distance(json!({"l2_sp": {"weight": 1e6}}));
@@ -347,7 +351,8 @@ fn a_frozen_encoder_is_distilled_to_nothing() {
     let retention = json!({"feature_distillation": {"tokens": true}, "l2_sp": {}, "lwf": {"prototypes": 6}});
     let trained = run(&spec(json!({"kind": "full"}), retention, json!({"encoder_frozen_steps": 11})));
     for name in ["feature_distillation", "l2_sp", "lwf"] {
-        assert_eq!(trained.metric(&format!("loss/{name}")), [(12, 0.0)], "{name}");
+        let values = trained.metric(&format!("loss/{name}"));
+        assert!(values.len() == 1 && values[0].0 == 12 && values[0].1.abs() < 1e-9, "{name}: {values:?}");
     }
 }
 

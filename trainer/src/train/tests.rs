@@ -102,8 +102,8 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
         },
         language_model: None,
         given: &Given::default(),
-            kept: &Kept::default(),
-            text_encoder: None,
+        kept: &Kept::default(),
+        text_encoder: None,
         resume,
         folder: folder.path(),
         device: Device::Cpu,
@@ -385,7 +385,8 @@ fn what_reads_the_encoder_may_be_trained_before_it() {
         let temperatures = trained.metric("temperature");
         assert!(temperatures[0].1 != temperatures[9].1, "{method}: what reads it learns");
         let states = ["resume-0000000004.safetensors", "resume-0000000008.safetensors"];
-        let states = states.map(|file| crate::weights::safetensors::read(&trained.file(file)).unwrap().tensors);
+        let states =
+            states.map(|file| crate::weights::safetensors::read(&trained.file(file)).unwrap().tensors);
         for (name, value) in states[0].iter().filter(|(name, _)| name.starts_with("value/")) {
             let stood = bitwise_equal(value, &states[1][name]);
             assert_eq!(stood, name.starts_with("value/encoder/"), "{method} {name}");
@@ -506,8 +507,8 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
         },
         language_model: None,
         given: &Given::default(),
-            kept: &Kept::default(),
-            text_encoder: None,
+        kept: &Kept::default(),
+        text_encoder: None,
         resume: None,
         folder: folder.path(),
         device: Device::Cpu,

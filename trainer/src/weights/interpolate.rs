@@ -1,7 +1,7 @@
 //! WiSE-FT (arXiv 2109.01903, §3): the straight line θ_α = (1 − α)·θ0 + α·θ1 between two sets of weights.
 
-use super::source::{self, Hints};
 use super::checkpoint::{self, Checkpoint};
+use super::source::{self, Hints};
 use super::{Backbone, Tensors, bitwise_equal};
 use crate::methods::{self, Added};
 use crate::models::vit::{Vit, VitConfig};

@@ -49,7 +49,10 @@ pub fn read(backbone: &Backbone, files: &[PathBuf]) -> Result<Vec<Checkpoint>> {
         let context = || format!("reading the checkpoint {}", path.display());
         let ours = checkpoint::is_checkpoint(&contents.metadata);
         let read = || {
-            ensure!(ours, "it is a full set of weights; a soup is made of checkpoints, which tell their method");
+            ensure!(
+                ours,
+                "it is a full set of weights; a soup is made of checkpoints, which tell their method"
+            );
             checkpoint::parse(contents, backbone)
         };
         read().with_context(context)
@@ -102,12 +105,7 @@ fn mean_of(tensors: &[&Tensor]) -> Result<Tensor> {
     let (first, others) = tensors.split_first().context("nothing has no mean")?;
     let mut sum = first.to_kind(Kind::Double);
     for other in others {
-        ensure!(
-            other.size() == first.size(),
-            "shapes differ: {:?} and {:?}",
-            first.size(),
-            other.size()
-        );
+        ensure!(other.size() == first.size(), "shapes differ: {:?} and {:?}", first.size(), other.size());
         sum += other.to_kind(Kind::Double);
     }
     Ok((sum / tensors.len() as f64).to_kind(first.kind()))
@@ -117,7 +115,12 @@ fn mean_of(tensors: &[&Tensor]) -> Result<Tensor> {
 ///
 /// # Errors
 /// As [`mean`], and a failure of the file system.
-pub fn write(path: &Path, backbone: &Backbone, checkpoints: &[Checkpoint], which: &[usize]) -> Result<BlobRef> {
+pub fn write(
+    path: &Path,
+    backbone: &Backbone,
+    checkpoints: &[Checkpoint],
+    which: &[usize],
+) -> Result<BlobRef> {
     let soup = mean(backbone, checkpoints, which)?;
     let digest = |checkpoint: &Checkpoint| checkpoint.digest.clone();
     let stayed: Vec<String> = which.iter().filter_map(|at| checkpoints.get(*at)).map(digest).collect();

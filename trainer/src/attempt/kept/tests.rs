@@ -30,7 +30,10 @@ fn captions(library: &Library) -> Captions {
 fn images_are_chosen_by_seed_and_name_alone() {
     let (library, captions) = (library(), captions(&library()));
     let keep = |prototypes: u32| {
-        let spec = spec(json!({"lwf": {"prototypes": prototypes}, "ewc": {"images": 3, "prototypes": 2}}), "digits-200");
+        let spec = spec(
+            json!({"lwf": {"prototypes": prototypes}, "ewc": {"images": 3, "prototypes": 2}}),
+            "digits-200",
+        );
         kept(&spec, &library, &captions, &[], 1).unwrap()
     };
     let (few, many) = (keep(4).prototypes.unwrap(), keep(6).prototypes.unwrap());
@@ -73,8 +76,19 @@ fn a_buffer_is_of_a_bank_and_never_of_what_is_scored() {
     let error = format!("{:#}", keep(images, "fashion-mnist-200", &datasets).unwrap_err());
     assert!(error.contains("is also an image that `fashion-mnist-200` is scored on"), "{error}");
 
-    let error = format!("{:#}", keep(json!({"dataset": "digits-200", "images": 8, "batch_size": 4}), "fashion-mnist-200", &[]).unwrap_err());
-    assert!(error.contains("`retention.rehearsal`") && error.contains("scored against the others"), "{error}");
-    let error = format!("{:#}", keep(json!({"dataset": "fashion-mnist-200", "images": 5000, "batch_size": 4}), "digits-200", &[]).unwrap_err());
+    let error = format!(
+        "{:#}",
+        keep(json!({"dataset": "digits-200", "images": 8, "batch_size": 4}), "fashion-mnist-200", &[])
+            .unwrap_err()
+    );
+    assert!(
+        error.contains("`retention.rehearsal`") && error.contains("scored against the others"),
+        "{error}"
+    );
+    let error = format!(
+        "{:#}",
+        keep(json!({"dataset": "fashion-mnist-200", "images": 5000, "batch_size": 4}), "digits-200", &[])
+            .unwrap_err()
+    );
     assert!(error.contains("fewer than the 5000"), "{error}");
 }

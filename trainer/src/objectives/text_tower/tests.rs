@@ -175,7 +175,8 @@ fn state(trained: &Trained) -> Tensors {
 
 #[test]
 fn both_encoders_move_and_the_checkpoint_holds_one_of_them() {
-    let trained = run_until(&spec(json!({"kind": "full"}), json!({"projections": false}), json!({})), 6, None, None);
+    let trained =
+        run_until(&spec(json!({"kind": "full"}), json!({"projections": false}), json!({})), 6, None, None);
     let checkpoint = trained.result.as_ref().unwrap();
     let state = state(&trained);
     for (name, start) in clip().tensors().iter() {
@@ -214,7 +215,8 @@ fn the_text_encoder_has_the_encoder_s_rate() {
         "learning_rate": 1e-4, "head_learning_rate": 1e-2, "weight_decay": 0.0, "resume_every": 1, "steps": 2,
         "schedule": "constant"
     });
-    let trained = run_until(&spec(json!({"kind": "full"}), json!({"projection_dim": 8}), training), 32, None, None);
+    let trained =
+        run_until(&spec(json!({"kind": "full"}), json!({"projection_dim": 8}), training), 32, None, None);
     let state =
         safetensors::read(&trained.folder.path().join("resume-0000000001.safetensors")).unwrap().tensors;
     let step = |name: &str, start: &Tensor| (&state[name] - start).abs().max().double_value(&[]);
@@ -225,7 +227,8 @@ fn the_text_encoder_has_the_encoder_s_rate() {
 
 #[test]
 fn widths_that_differ_are_refused_without_projections() {
-    let trained = run_until(&spec(json!({"kind": "full"}), json!({"projections": false}), json!({})), 32, None, None);
+    let trained =
+        run_until(&spec(json!({"kind": "full"}), json!({"projections": false}), json!({})), 32, None, None);
     let error = format!("{:#}", trained.result.unwrap_err());
     assert!(error.contains("width 32") && error.contains("width 6"), "{error}");
 }

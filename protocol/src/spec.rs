@@ -126,10 +126,11 @@ pub struct Architecture {
 pub struct Captions {
     /// Name of the captions asset.
     pub asset: String,
-    /// Name of the text encoder asset that the contrastive loss needs. Frozen; each caption is embedded once.
+    /// Name of the text encoder asset that the contrastive loss needs. Each caption is embedded once, unless it is trained.
     #[serde(default)]
     pub text_encoder: Option<String>,
-    /// Train the text encoder along with the image encoder, at the encoder's rate, as FLYP does (arXiv 2212.00638).
+    /// Train the text encoder along with the image encoder, at the encoder's rate, as FLYP does (arXiv 2212.00638). No
+    /// feature rests on it: it is no part of the checkpoint.
     #[serde(default)]
     pub train_text_encoder: bool,
     /// Train on so many of the images only, chosen by `subset_seed`; all by default.

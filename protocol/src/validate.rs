@@ -245,7 +245,10 @@ impl Spec {
 
     fn evaluate_problems(&self, list: &mut Problems) {
         match &self.weights.theta1 {
-            Some(WeightSource::Soup(soup)) => list.soup("weights.theta1.soup", soup, true),
+            Some(WeightSource::Soup(soup)) => {
+                list.soup("weights.theta1.soup", soup, true);
+                self.greedy_problems(soup, list);
+            }
             Some(source) => list.source("weights.theta1", source),
             None => list.when(true, "weights.theta1", "must be given for kind = \"evaluate\"".into()),
         }
@@ -425,5 +428,21 @@ mod tests {
         let mut document = minimal();
         document["kind"] = json!("evaluate");
         assert_eq!(fields(document), ["weights.theta1", "method", "captions", "objective", "training"]);
+    }
+
+    #[test]
+    fn what_chooses_a_greedy_soup_does_not_judge_it() {
+        let spec = |greedy_on: &str| {
+            let soup = json!({"checkpoints": ["a".repeat(64), "b".repeat(64)], "greedy_on": greedy_on});
+            json!({
+                "experiment": "e", "kind": "evaluate",
+                "weights": {"theta0": {"asset": "vit"}, "theta1": {"soup": soup}},
+                "evaluation": {"datasets": [{"asset": "d", "role": "ood"}]}
+            })
+        };
+        assert_eq!(fields(spec("d")), ["weights.theta1.soup.greedy_on"]);
+        let spec = parse_spec(spec("other")).unwrap();
+        assert_eq!(spec.assets(), ["vit", "other", "d"]);
+        assert_eq!(spec.blobs(), ["a".repeat(64), "b".repeat(64)]);
     }
 }

@@ -4,8 +4,10 @@
 
 pub mod ending;
 pub mod environment;
+mod kept;
 pub mod material;
 pub(crate) mod narrate;
+mod soup;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
@@ -160,7 +162,10 @@ impl<'a> Attempt<'a> {
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
             }
             (Kind::Evaluate, _) => {
-                self.weights(spec.weights.theta1.as_ref().context("`weights.theta1` is missing")?)?
+                match spec.weights.theta1.as_ref().context("`weights.theta1` is missing")? {
+                    WeightSource::Soup(soup) => self.soup(&spec, soup, &backbone)?,
+                    source => self.weights(source)?,
+                }
             }
         };
 
@@ -209,6 +214,8 @@ impl<'a> Attempt<'a> {
             pairs: material.pairs(),
             language_model: material.language_model.as_ref(),
             given: &material.given,
+            kept: &material.kept,
+            text_encoder: material.text_encoder.as_ref(),
             resume: resume.as_deref(),
             folder: self.folder,
             device: self.device,

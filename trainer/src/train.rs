@@ -13,8 +13,10 @@ pub use divergence::Diverged;
 use crate::methods::{Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
+use crate::objectives::text_tower::Untrained;
 use crate::optim;
 use crate::order::Order;
+use crate::retention::Kept;
 use crate::weights::checkpoint::{self, Recipe};
 use crate::weights::{Backbone, initial, resume, safetensors};
 use anyhow::{Context, Result, ensure};
@@ -43,8 +45,12 @@ pub struct TrainRun<'a> {
     pub pairs: Pairs<'a>,
     /// What the caption loss asks.
     pub language_model: Option<&'a LanguageModel>,
+    /// The text encoder, where it is trained too.
+    pub text_encoder: Option<&'a Untrained>,
     /// What the method takes from other models.
     pub given: &'a Given,
+    /// Images that hold the encoder near θ0.
+    pub kept: &'a Kept,
     /// A resume state of the same spec and backbone to go on from.
     pub resume: Option<&'a Path>,
     /// The attempt's folder: resume states and the checkpoint go there.
@@ -209,8 +215,9 @@ impl TrainRun<'_> {
         let captions = self.pairs.captions;
         ensure!(self.pairs.count >= 2, "there are {} images to train on; two are needed", self.pairs.count);
         if objective.contrastive.is_some() {
-            let embeddings = self.pairs.embeddings.context("the contrastive loss needs embedded captions")?;
-            let distinct = embeddings.size()[0] as usize;
+            let embedded = self.pairs.embeddings.map(|embeddings| embeddings.size()[0] as usize);
+            let read = self.text_encoder.map(Untrained::captions);
+            let distinct = read.or(embedded).context("the contrastive loss needs embedded captions")?;
             ensure!(
                 distinct >= 2,
                 "the captions hold {distinct} distinct texts; a contrastive loss needs two at least"

@@ -196,6 +196,19 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// What chose the soup cannot judge it.
+    pub(super) fn greedy_problems(&self, soup: &Soup, list: &mut Problems) {
+        let datasets = &self.evaluation.datasets;
+        let judged = datasets.iter().any(|dataset| Some(&dataset.asset) == soup.greedy_on.as_ref());
+        list.when(
+            judged,
+            "weights.theta1.soup.greedy_on",
+            "must not be among evaluation.datasets: the soup is chosen by its labels; take it out of one of them".into(),
+        );
+    }
+}
+
 impl Problems {
     pub(super) fn soup(&mut self, field: &str, soup: &Soup, allowed: bool) {
         self.when(!allowed, field, "is for weights.theta1 of kind = \"evaluate\"".into());

@@ -1,6 +1,7 @@
 //! What a training learns from: the images with their captions, checked against the evaluation's datasets, and what has
 //! read the captions beforehand.
 
+use super::kept::kept;
 use super::narrate::say;
 use crate::data::asset::{Asset, AssetKind, Library};
 use crate::data::augment::{Augment, Frame, RATIO};
@@ -12,7 +13,9 @@ use crate::methods::token_replay::{MEMORY, memory};
 use crate::methods::{Given, Widths, cross_modal};
 use crate::models::language::LanguageModel;
 use crate::models::text::TextEncoder;
+use crate::objectives::text_tower::Untrained;
 use crate::order::Order;
+use crate::retention::Kept;
 use crate::train::{Images, Pairs};
 use anyhow::{Context, Result};
 use causeway_protocol::{CaptionForm, Event, Method, Preprocess, Reading, Spec, Training};
@@ -32,6 +35,10 @@ pub struct Material {
     texts: Vec<Tensor>,
     /// What the method takes from other models.
     pub given: Given,
+    /// Images that hold the encoder near θ0.
+    pub kept: Kept,
+    /// The text encoder and the captions' tokens, where it is trained too.
+    pub text_encoder: Option<Untrained>,
     /// Opens the batches of some steps.
     open: Box<dyn Fn(Order, Range<u64>) -> Result<Images>>,
 }
@@ -59,7 +66,8 @@ impl Material {
         check_leaks(&captions, datasets, named.allow_leaks, threads)?;
 
         let encoder = named.text_encoder.as_ref().map(|name| text_encoder(name, library)).transpose()?;
-        let embeddings = encoder.as_ref().map(|encoder| {
+        let still = encoder.as_ref().filter(|_| !named.train_text_encoder);
+        let embeddings = still.map(|encoder| {
             let embeddings = encoder.embed(&captions.distinct); // [distinct, text]
             embeddings.context("embedding the captions")
         });
@@ -94,7 +102,10 @@ impl Material {
             given.tensors.insert(cross_modal::TABLE, cross_modal::dictionary(&model, own.words)?);
         }
         let embeddings = embeddings.map(|embeddings| embeddings.to_device(device));
-        Ok(Material { captions, embeddings, language_model, ids, texts, given, open })
+        let kept = kept(spec, library, &captions, datasets, threads)?;
+        let trained = encoder.filter(|_| named.train_text_encoder);
+        let text_encoder = trained.map(|encoder| Untrained::new(encoder, &captions.distinct)).transpose()?;
+        Ok(Material { captions, embeddings, language_model, ids, texts, given, kept, text_encoder, open })
     }
 
     /// What was read, for the journal.

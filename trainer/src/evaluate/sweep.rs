@@ -171,20 +171,8 @@ impl Sweep<'_> {
         alpha: Alpha,
         features: &Tensor,
     ) -> Result<Vec<PointRecord>> {
-        let dataset = &measured.dataset;
-        let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
-        let bank_size = dataset.bank.len() as i64;
-        let (bank_labels, query_labels) = (labels(&dataset.bank), labels(dataset.queries()));
-        let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));
-        let question = Question {
-            bank: &features.narrow(0, 0, bank_size),
-            bank_labels: &bank_labels,
-            queries: queries.as_ref(),
-            query_labels: &query_labels,
-            classes: dataset.classes.len(),
-        };
         let ks: Vec<u32> = places.iter().map(|place| protocols[*place].k).collect();
-        let scores = knn::score(&question, &ks, self.evaluation.temperature)
+        let scores = score(&measured.dataset, features, &ks, self.evaluation.temperature)
             .with_context(|| format!("at α = {alpha}"))?;
         let record = |(place, score): (&usize, knn::Score)| PointRecord {
             backbone: self.backbone.to_owned(),
@@ -192,7 +180,7 @@ impl Sweep<'_> {
             dataset: measured.digest.clone(),
             protocol: protocols[*place].clone(),
             alpha,
-            n: query_labels.len() as u32,
+            n: measured.dataset.queries().len() as u32,
             correct: score.hits.count(),
             correct_top5: score.correct_top5,
             hits: score.hits,
@@ -200,6 +188,27 @@ impl Sweep<'_> {
         };
         Ok(places.iter().zip(scores).map(record).collect())
     }
+}
+
+/// k-NN of a dataset for each k.
+///
+/// # Shapes
+/// `features` [images, dim], f32, the bank's first
+///
+/// # Errors
+/// Features that are not finite.
+pub fn score(dataset: &Dataset, features: &Tensor, ks: &[u32], temperature: f64) -> Result<Vec<knn::Score>> {
+    let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
+    let bank_size = dataset.bank.len() as i64;
+    let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));
+    let question = Question {
+        bank: &features.narrow(0, 0, bank_size),
+        bank_labels: &labels(&dataset.bank),
+        queries: queries.as_ref(),
+        query_labels: &labels(dataset.queries()),
+        classes: dataset.classes.len(),
+    };
+    knn::score(&question, ks, temperature)
 }
 
 impl Measured {

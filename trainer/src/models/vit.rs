@@ -81,9 +81,13 @@ impl Vit {
     /// `pixels` [batch, 3, height, width], normalised, both sides multiples of the patch → [batch, feature_dim].
     pub fn features(&self, tensors: &Tensors, pixels: &Tensor) -> Tensor {
         // The feature is the class token, so the last block computes that one alone, if it may.
-        let class =
-            self.forward(tensors, pixels, None, None, !methods::tuner(&self.method).needs_all_tokens());
+        let class = self.forward(tensors, pixels, None, None, !self.needs_all_tokens());
         self.feature_of(tensors, &class)
+    }
+
+    /// Whether the method keeps the last block from computing the class token alone.
+    pub fn needs_all_tokens(&self) -> bool {
+        methods::tuner(&self.method).needs_all_tokens()
     }
 
     /// The feature among what [`Vit::tokens`] gives.

@@ -42,7 +42,8 @@ impl Subject {
             "reconstruction": {"mask_ratio": 0.5, "decoder": {"dim": 32, "depth": 1, "heads": 2}}
         }))
         .unwrap();
-        let reader = Reader { text_dim: Some(32), language_model: None, device: Device::Cpu };
+        let reader =
+            Reader { text_dim: Some(32), text_encoder: None, language_model: None, device: Device::Cpu };
         let take = &mut |_: &str, start: &Tensor| start.shallow_clone();
         let objectives = Objectives::new(&recipe, &backbone, reader, take).unwrap();
         Subject { own: fixture(&backbone, document).moved(0.3), objectives }
@@ -59,7 +60,7 @@ impl Subject {
             captions: Tensor::arange(3, (Kind::Int64, Device::Cpu)),
             noise: Some(initial::stream(1, "mask")),
         };
-        let seen = self.objectives.see(&self.own.vit, &self.own.tensors, &batch, false);
+        let seen = self.objectives.see(&self.own.vit, &self.own.tensors, &batch, Wanted::default(), false);
         let terms = self.objectives.terms(&seen, &batch).unwrap();
         (seen, terms.into_iter().map(|term| (term.name, term.loss)).collect())
     }

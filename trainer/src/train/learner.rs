@@ -5,8 +5,9 @@ use super::scale::LossScale;
 use super::{Losses, TrainRun};
 use crate::methods;
 use crate::models::vit::Vit;
-use crate::objectives::{Batch, Objectives, Reader};
+use crate::objectives::{Batch, Objectives, Reader, text_tower};
 use crate::optim::{self, AdamW, Group, Part};
+use crate::retention::{Beginning, Now, Retainer};
 use crate::weights::checkpoint::Recipe;
 use crate::weights::{Tensors, convert, kind, resume};
 use anyhow::{Context, Result};
@@ -27,6 +28,7 @@ pub struct Learner<'a> {
     /// The frozen tensors in the arithmetic of the forward pass.
     frozen: Tensors,
     objectives: Objectives<'a>,
+    retention: Retainer,
     /// What takes the steps.
     pub optimiser: AdamW,
     /// Exponential moving average of the encoder's trained tensors.
@@ -83,20 +85,28 @@ impl<'a> Learner<'a> {
             Group { part: Part::Head, rate: training.head_learning_rate, decay: training.weight_decay };
         let reader = Reader {
             text_dim: run.pairs.embeddings.map(|embeddings| embeddings.size()[1]),
+            text_encoder: run.text_encoder,
             language_model: run.language_model,
             device,
         };
         let objectives = Objectives::new(recipe, run.backbone, reader, &mut |name, start| {
-            optimiser.train(name, &start.to_device(device), head)
+            let encodes = name.starts_with(text_tower::NAMES);
+            let rate = if encodes { training.learning_rate } else { head.rate };
+            optimiser.train(name, &start.to_device(device), Group { rate, ..head })
         })?;
+        let vit = Vit::new(config, method);
+        let beginning = Beginning { vit: &vit, tensors: &tensors, origin: &origin, device };
+        let retention = Retainer::new(recipe, run.backbone, run.kept, &beginning)
+            .context("what holds the encoder near θ0")?;
         let fresh_decoder = objectives.has_fresh_decoder() && !run.backbone.is_fresh;
         let default_frozen_steps = if fresh_decoder { training.steps / 10 } else { 0 };
         let mut learner = Learner {
-            vit: Vit::new(config, method),
+            vit,
             frozen: tensors.iter().filter(|(_, tensor)| !tensor.requires_grad()).map(owned).collect(),
             average: training.ema.map(|_| Tensors::new()),
             tensors,
             objectives,
+            retention,
             optimiser,
             watch: Watch::default(),
             scale: (training.dtype == Dtype::F16).then(LossScale::default),
@@ -154,10 +164,20 @@ impl<'a> Learner<'a> {
         let scale = self.scale.map_or(1.0, LossScale::factor);
         let mut losses = Losses::default();
         let mut sum: Vec<Tensor> = Vec::new();
-        for batch in batches {
+        for (at, batch) in batches.iter().enumerate() {
             let encoder = self.encoder();
-            let seen = self.objectives.see(&self.vit, &encoder, batch, standing);
-            let terms = self.objectives.terms(&seen, batch)?;
+            let wanted = self.retention.wants(standing);
+            let seen = self.objectives.see(&self.vit, &encoder, batch, wanted, standing);
+            let mut terms = self.objectives.terms(&seen, batch)?;
+            terms.extend(self.retention.terms(&Now {
+                vit: &self.vit,
+                tensors: &self.tensors,
+                encoder: &encoder,
+                seen: &seen,
+                autoencoder: self.objectives.autoencoder(),
+                place: step * u64::from(self.training.accumulate) + at as u64,
+                standing,
+            }));
             let weighted: Vec<Tensor> = terms.iter().map(|term| &term.loss * term.weight).collect();
             let loss = match weighted.as_slice() {
                 [alone] => alone.shallow_clone(),

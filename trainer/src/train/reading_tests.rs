@@ -36,6 +36,7 @@ struct World {
     embeddings: Tensor,
     texts: Vec<Tensor>,
     given: Given,
+    kept: Kept,
 }
 
 impl World {
@@ -53,7 +54,7 @@ impl World {
         if matches!(method, Method::TokenReplay(own) if own.reading == Reading::A) {
             given.tensors.insert(MEMORY, memory::prototypes(&texts, 3, 11).unwrap());
         }
-        World { embeddings, texts, given }
+        World { embeddings, texts, given, kept: Kept::default() }
     }
 
     fn run<'a>(
@@ -77,6 +78,8 @@ impl World {
             },
             language_model: None,
             given: &self.given,
+            kept: &self.kept,
+            text_encoder: None,
             resume,
             folder,
             device: Device::Cpu,

@@ -130,6 +130,8 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
         },
         language_model: None,
         given: &given(spec),
+        kept: &Kept::default(),
+        text_encoder: None,
         resume,
         folder: folder.path(),
         device: Device::Cpu,
@@ -297,6 +299,8 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
             pairs: Pairs { count: 9, images: &images, captions: &[], embeddings: None, ids: &[], texts: &[] },
             language_model: None,
             given: &Given::default(),
+            kept: &Kept::default(),
+            text_encoder: None,
             resume: None,
             folder: folder.path(),
             device: Device::Cpu,
@@ -306,6 +310,26 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
     };
     assert_eq!(steps(&by_default), 11, "a tenth");
     assert_eq!(steps(&spec), 11, "as given");
+}
+
+#[test]
+fn what_reads_the_encoder_may_be_trained_before_it() {
+    // LP-FT (arXiv 2202.10054) without a classifier: first the projections, then all.
+    for method in [json!({"kind": "full"}), json!({"kind": "adapter", "rank": 4})] {
+        let training = json!({"encoder_frozen_steps": 10, "head_learning_rate": 1e-2});
+        let trained = run(&spec(method.clone(), training));
+        let distances = trained.metric("distance");
+        assert!(distances[0] == (10, 0.0) && distances[1].1 > 0.0, "{method}: {distances:?}");
+        let temperatures = trained.metric("temperature");
+        assert!(temperatures[0].1 != temperatures[9].1, "{method}: what reads it learns");
+        let states = ["resume-0000000004.safetensors", "resume-0000000008.safetensors"];
+        let states =
+            states.map(|file| crate::weights::safetensors::read(&trained.file(file)).unwrap().tensors);
+        for (name, value) in states[0].iter().filter(|(name, _)| name.starts_with("value/")) {
+            let stood = bitwise_equal(value, &states[1][name]);
+            assert_eq!(stood, name.starts_with("value/encoder/"), "{method} {name}");
+        }
+    }
 }
 
 #[test]
@@ -421,6 +445,8 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
         },
         language_model: None,
         given: &Given::default(),
+        kept: &Kept::default(),
+        text_encoder: None,
         resume: None,
         folder: folder.path(),
         device: Device::Cpu,

@@ -98,8 +98,24 @@ pub fn write(
     backbone: &Backbone,
     recipe: &Recipe,
     step: u64,
+    ends: (&Tensors, &Tensors),
+    widths: Widths,
+) -> Result<BlobRef> {
+    write_with(path, backbone, recipe, step, ends, widths, [])
+}
+
+/// The same with more metadata.
+///
+/// # Errors
+/// A failure of the file system.
+pub fn write_with(
+    path: &Path,
+    backbone: &Backbone,
+    recipe: &Recipe,
+    step: u64,
     (theta1, added_theta0): (&Tensors, &Tensors),
     widths: Widths,
+    notes: impl IntoIterator<Item = (String, String)>,
 ) -> Result<BlobRef> {
     let moved = theta1.iter().filter(|(name, tensor)| {
         let before = backbone.tensors.get(name);
@@ -107,7 +123,7 @@ pub fn write(
     });
     let moved = moved.map(|(name, tensor)| (format!("{THETA1}{name}"), tensor.shallow_clone()));
     let start = added_theta0.iter().map(|(name, tensor)| (format!("{THETA0}{name}"), tensor.shallow_clone()));
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("backbone".to_owned(), backbone.digest.clone()),
         ("encoder".to_owned(), serde_json::to_string(&backbone.config)?),
@@ -115,6 +131,7 @@ pub fn write(
         ("step".to_owned(), step.to_string()),
         ("widths".to_owned(), serde_json::to_string(&widths)?),
     ]);
+    metadata.extend(notes);
     safetensors::write(path, &moved.chain(start).collect(), &metadata)
 }
 

@@ -1,7 +1,8 @@
 //! WiSE-FT (arXiv 2109.01903, §3): the straight line θ_α = (1 − α)·θ0 + α·θ1 between two sets of weights.
 
+use super::checkpoint::{self, Checkpoint};
 use super::source::{self, Hints};
-use super::{Backbone, Tensors, bitwise_equal, checkpoint};
+use super::{Backbone, Tensors, bitwise_equal};
 use crate::methods::{self, Added};
 use crate::models::vit::{Stem, Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
@@ -69,10 +70,7 @@ impl Line {
         let context = || format!("reading weights {}", theta1.display());
         if checkpoint::is_checkpoint(&source.contents.metadata) {
             let checkpoint = checkpoint::parse(source.contents, backbone).with_context(context)?;
-            let expected = methods::added(&checkpoint.recipe, backbone, checkpoint.widths)?;
-            let ends = (checkpoint.theta1, checkpoint.theta0);
-            return Line::new(backbone, checkpoint.recipe.method, expected, ends, checkpoint.digest)
-                .with_context(context);
+            return Line::to(backbone, checkpoint).with_context(context);
         }
         let digest = source.contents.sha256.clone();
         let other = Backbone::of(source).with_context(context)?;
@@ -85,6 +83,16 @@ impl Line {
         );
         let ends = (other.tensors, Tensors::new());
         Line::new(backbone, Method::Full {}, Added::default(), ends, digest).with_context(context)
+    }
+
+    /// The line to a checkpoint of this backbone.
+    ///
+    /// # Errors
+    /// Tensors that its method does not add, or of other shapes.
+    pub fn to(backbone: &Backbone, checkpoint: Checkpoint) -> Result<Line> {
+        let expected = methods::added(&checkpoint.recipe, backbone, checkpoint.widths)?;
+        let ends = (checkpoint.theta1, checkpoint.theta0);
+        Line::new(backbone, checkpoint.recipe.method, expected, ends, checkpoint.digest)
     }
 
     /// The line to `theta1`, of which only the tensors that differ from θ0 need to be given. `added_theta0` are the

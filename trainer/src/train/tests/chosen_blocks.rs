@@ -55,7 +55,7 @@ fn by_hand(spec: &Spec, batches: u64, pairs_each: usize) -> Vec<f64> {
     let backbone = tiny(true);
     let recipe = Recipe::of(spec).unwrap();
     let contrastive = recipe.objective.contrastive.as_ref().unwrap();
-    let heads = Heads::new(64, 32, contrastive, spec.seed);
+    let heads = Heads::new(64, 32, contrastive, spec.seed).unwrap();
     let embeddings = initial::normal(2, "texts", &[7, 32], 1.0);
     let order = Order { seed: spec.seed, pairs: 9, batch: pairs_each };
     let mut means = vec![0.0; 2];

@@ -63,6 +63,8 @@ fn the_optimiser_holds_what_the_method_trains_and_the_heads() {
             },
             language_model: None,
             given: &given(&spec),
+            kept: &Kept::default(),
+            text_encoder: None,
             resume: None,
             folder: folder.path(),
             device: Device::Cpu,

@@ -34,6 +34,8 @@ fn captioned_until(
         },
         language_model: Some(model),
         given: &given(spec),
+        kept: &Kept::default(),
+        text_encoder: None,
         resume,
         folder: folder.path(),
         device: Device::Cpu,

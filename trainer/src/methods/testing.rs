@@ -66,6 +66,11 @@ impl Fixture {
     /// The gradient of the sum of squared features by every trained tensor, by name. A tensor that the features do not
     /// rest on has none.
     pub fn gradients(&self, pixels: &Tensor) -> Vec<(String, Option<Tensor>)> {
+        self.gradients_of(|tensors| self.vit.features(tensors, pixels).square().sum(Kind::Float)).1
+    }
+
+    /// A loss, and its gradient by every trained tensor.
+    pub fn gradients_of(&self, loss: impl Fn(&Tensors) -> Tensor) -> (Tensor, Vec<(String, Option<Tensor>)>) {
         let tuner = tuner(&self.vit.method);
         let mut tensors = self.tensors.share();
         let mut trained = Vec::new();
@@ -74,13 +79,13 @@ impl Fixture {
             tensors.insert(name, leaf.shallow_clone());
             trained.push((name.to_owned(), leaf));
         }
-        let loss = self.vit.features(&tensors, pixels).square().sum(Kind::Float);
+        let loss = loss(&tensors);
         loss.backward();
         let gradient = |(name, leaf): (String, Tensor)| {
             let gradient = leaf.grad();
             (name, gradient.defined().then_some(gradient))
         };
-        trained.into_iter().map(gradient).collect()
+        (loss, trained.into_iter().map(gradient).collect())
     }
 }
 

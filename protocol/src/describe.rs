@@ -139,7 +139,7 @@ impl Method {
                     "Each visual token is given a mixture of at most {} of {} words of {}; adapters of width {} follow.",
                     own.sparsity, own.words, own.language_model, own.rank
                 ),
-                "x + O z,  z = Σ_w p_w E_w,  p = softmax over the largest (Q x)ᵀ(K E_w) / τ,  O = 0 at the start",
+                "x + O z,  z = Σ_w p_w E_w,  p = softmax over the largest (Q x)ᵀ(K E_w) / (√r τ),  O = 0 at the start",
             ),
         }
     }

@@ -146,7 +146,7 @@ def added(spec):
                     t[f"blocks.{b}.film{site}.{leaf}"] = torch.zeros(DIM)
     elif kind == "film":
         hidden = spec["generator"].get("hidden", 64)
-        draw("film.hidden.weight", [hidden, TEXT], TEXT)
+        draw("film.hidden.weight", [hidden, TEXT], 1)
         t["film.hidden.bias"] = torch.zeros(hidden)
         if spec["generator"].get("null_text", "learned") == "learned":
             draw("film.null", [1, TEXT], TEXT)
@@ -195,22 +195,16 @@ def added(spec):
                 adapter_tensors(t, f"blocks.{b}.adapter", rank, scale=True)
     elif kind == "ladder":
         wide = DIM // spec.get("reduction", 8)
-        for i in range(DEPTH + 1):
-            draw(f"ladder.down.{i}.weight", [wide, DIM], DIM)
-            t[f"ladder.down.{i}.bias"] = torch.zeros(wide)
+        shapes = {f"ladder.down.{i}.{leaf}": shape for i in range(DEPTH + 1)
+                  for leaf, shape in (("weight", [wide, DIM]), ("bias", [wide]))}
         for i in range(DEPTH):
-            t[f"ladder.mix.{i}"] = torch.zeros([])
-            for leaf, shape in block_shapes(wide, 4 * wide).items():
-                name = f"ladder.blocks.{i}.{leaf}"
-                if "norm" in leaf:
-                    t[name] = torch.ones(shape) if leaf.endswith("weight") else torch.zeros(shape)
-                elif leaf.endswith("bias"):
-                    t[name] = torch.zeros(shape)
-                else:
-                    draw(name, shape, shape[1])
-        t["ladder.norm.weight"], t["ladder.norm.bias"] = torch.ones(wide), torch.zeros(wide)
-        draw("ladder.up.weight", [DIM, wide], wide)
-        t["ladder.up.bias"], t["ladder.gate"] = torch.zeros(DIM), torch.zeros([])
+            shapes[f"ladder.mix.{i}"] = []
+            shapes.update({f"ladder.blocks.{i}.{leaf}": s for leaf, s in block_shapes(wide, 4 * wide).items()})
+        shapes |= {"ladder.norm.weight": [wide], "ladder.norm.bias": [wide], "ladder.up.weight": [DIM, wide],
+                   "ladder.up.bias": [DIM], "ladder.gate": []}
+        for name, shape in shapes.items():
+            gain = "norm" in name and name.endswith("weight")
+            t[name] = truncated_normal(RUN, name, shape, 0.02) if len(shape) == 2 else torch.full(shape, float(gain))
     elif kind == "reprogram":
         t["program"] = torch.zeros(1, 3, SIDE, SIDE)
     elif kind == "cross_modal":
@@ -377,10 +371,12 @@ def tokens(spec, t, pixels, text):
 
     if kind == "cross_modal":
         keys = F.linear(t["words.table"], t["words.key.weight"])
-        scores = F.linear(x, t["words.query.weight"]) @ keys.T / spec.get("temperature", 1.0)
+        visual = x[:, 1:]
+        scores = F.linear(visual, t["words.query.weight"]) @ keys.T
+        scores = scores * spec.get("rank", 8) ** -0.5 / spec.get("temperature", 1.0)
         best = scores.topk(spec["sparsity"], -1)
         weights = torch.zeros_like(scores).scatter(-1, best.indices, best.values.softmax(-1))
-        x = x + F.linear(weights @ t["words.table"], t["words.out.weight"])
+        x = torch.cat([x[:, :1], visual + F.linear(weights @ t["words.table"], t["words.out.weight"])], 1)
 
     film, c, real = {}, None, None
     if kind == "film" and "generator" in spec:

@@ -1,13 +1,14 @@
 //! Loss and gradients of every method against a plain PyTorch reference that was written from the equations alone:
 //! `goldens/methods.py`.
 
-use super::testing::{Fixture, WIDTHS, fixture, pixels, text};
-use crate::models::vit::tiny;
-use crate::weights::initial;
+use super::testing::{Fixture, WIDTHS, fixture, method, pixels, text};
+use super::{Site, Widths, tuner};
+use crate::models::vit::{VitConfig, tiny};
+use crate::weights::{Tensors, initial};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The reference computes in f64, the trainer in f32: of 24 bits, some ten are left to the sums of a pass and of its way
 /// back.
@@ -102,6 +103,41 @@ impl Numbers {
         }
         differences
     }
+}
+
+#[test]
+fn the_numbers_of_values_are_those_of_the_docs() {
+    let config = VitConfig::default();
+    let widths = Widths { text: 512, word: 576 };
+    // One zero, shown as often as there are values.
+    let shapes = config.shapes().into_iter();
+    let backbone: Tensors = shapes
+        .map(|(name, shape)| (name, Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)))
+        .collect();
+    let mut rows = 0;
+    for line in include_str!("../../../docs/methods.md").lines() {
+        let Some((snippet, number)) = line.strip_prefix("| `{ kind").and_then(|line| line.split_once("}` | "))
+        else {
+            continue;
+        };
+        let mut document: toml::Table = format!("method = {{ kind{snippet}}}").parse().unwrap();
+        let mut document = serde_json::to_value(document.remove("method")).unwrap();
+        if document["kind"] == "selective" {
+            // Which they are makes no difference to the number.
+            let k = document["k"].as_u64().unwrap();
+            document["chosen"] = (0..k).collect();
+        }
+        let tuner = tuner(&method(document));
+        let site = Site { config: &config, tensors: &backbone, image_size: 224, widths };
+        let added = tuner.added(&site, 0).unwrap().start;
+        let all = backbone.iter().chain(added.iter());
+        let values: usize =
+            all.filter(|(name, _)| tuner.trains(name)).map(|(_, tensor)| tensor.numel()).sum();
+        let expected = number.trim_end_matches(" |").replace(',', "");
+        assert_eq!(values.to_string(), expected, "{line}");
+        rows += 1;
+    }
+    assert!(rows > 11, "{rows}");
 }
 
 /// What a training would be given from captions and from a language model.

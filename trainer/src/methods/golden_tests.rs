@@ -116,7 +116,8 @@ fn the_numbers_of_values_are_those_of_the_docs() {
         .collect();
     let mut rows = 0;
     for line in include_str!("../../../docs/methods.md").lines() {
-        let Some((snippet, number)) = line.strip_prefix("| `{ kind").and_then(|line| line.split_once("}` | "))
+        let Some((snippet, number)) =
+            line.strip_prefix("| `{ kind").and_then(|line| line.split_once("}` | "))
         else {
             continue;
         };

@@ -3,6 +3,7 @@
 //! no async, no tensors, so that both sides can depend on it and neither drags in the other's world.
 
 mod alpha;
+mod describe;
 mod evaluation;
 mod journal;
 mod lease;
@@ -13,6 +14,7 @@ mod state;
 mod validate;
 
 pub use alpha::Alpha;
+pub use describe::Description;
 pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Positions, Preprocess, Protocol, Role};
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream, hex};

@@ -199,6 +199,9 @@ fn leaves(value: &Value, path: &str, visit: &mut dyn FnMut(&str, &Value)) {
 }
 
 #[cfg(test)]
+mod configs;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::models::vit::{VitConfig, tiny};

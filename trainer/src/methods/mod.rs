@@ -336,6 +336,8 @@ pub fn acts_in(named: Option<&[u32]>, block: i64) -> bool {
 }
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 pub mod testing;
 #[cfg(test)]
 mod tests;

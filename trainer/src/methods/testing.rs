@@ -72,6 +72,20 @@ impl Fixture {
     /// The gradient of the sum of squared features by every trained tensor, by name; where captions are read, and of
     /// all tokens as they are with captions, of which every second is missing. A tensor that none of it rests on has none.
     pub fn gradients(&self, pixels: &Tensor) -> Vec<(String, Option<Tensor>)> {
+        let loss = |tensors: &Tensors| {
+            let loss = self.vit.features(tensors, pixels).square().sum(Kind::Float);
+            let Some(reads) = self.vit.method.reads() else { return loss };
+            let shown = if reads.form == CaptionForm::Embedding { 1 } else { 4 };
+            let lengths: Vec<i64> =
+                (0..pixels.size()[0]).map(|at| if at % 2 == 0 { shown } else { 0 }).collect();
+            let tokens = self.vit.tokens(tensors, pixels, None, Some(&text(&lengths)));
+            loss + tokens.square().sum(Kind::Float)
+        };
+        self.gradients_of(loss).1
+    }
+
+    /// A loss, and its gradient by every trained tensor.
+    pub fn gradients_of(&self, loss: impl Fn(&Tensors) -> Tensor) -> (Tensor, Vec<(String, Option<Tensor>)>) {
         let tuner = tuner(&self.vit.method);
         let mut tensors = self.tensors.share();
         let mut trained = Vec::new();
@@ -80,20 +94,13 @@ impl Fixture {
             tensors.insert(name, leaf.shallow_clone());
             trained.push((name.to_owned(), leaf));
         }
-        let mut loss = self.vit.features(&tensors, pixels).square().sum(Kind::Float);
-        if let Some(reads) = self.vit.method.reads() {
-            let shown = if reads.form == CaptionForm::Embedding { 1 } else { 4 };
-            let lengths: Vec<i64> =
-                (0..pixels.size()[0]).map(|at| if at % 2 == 0 { shown } else { 0 }).collect();
-            let tokens = self.vit.tokens(&tensors, pixels, None, Some(&text(&lengths)));
-            loss += tokens.square().sum(Kind::Float);
-        }
+        let loss = loss(&tensors);
         loss.backward();
         let gradient = |(name, leaf): (String, Tensor)| {
             let gradient = leaf.grad();
             (name, gradient.defined().then_some(gradient))
         };
-        trained.into_iter().map(gradient).collect()
+        (loss, trained.into_iter().map(gradient).collect())
     }
 }
 

@@ -392,8 +392,9 @@ pub fn tiny_clip(activation: Activation) -> crate::weights::Backbone {
     crate::weights::Backbone::with(random(&config), known).expect("a sound backbone")
 }
 
+/// Random values for an architecture.
 #[cfg(test)]
-fn random(config: &VitConfig) -> Tensors {
+pub fn random(config: &VitConfig) -> Tensors {
     let tensors = config.shapes().into_iter().map(|(name, shape)| {
         let noise = crate::weights::initial::normal(0, &name, &shape, 0.1);
         let is_gain = name.contains("norm") && name.ends_with("weight") || name.ends_with("gamma");

@@ -46,6 +46,11 @@ impl Tuner for Copies {
         true
     }
 
+    /// Up to the first block that has a copy behind it.
+    fn untouched_blocks(&self, config: &VitConfig) -> Option<i64> {
+        Some(config.depth / i64::from(self.0.copies.max(1)) - 1)
+    }
+
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {
         Box::new(Expanding { own: self, start })
     }

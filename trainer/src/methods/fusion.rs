@@ -14,7 +14,8 @@
 //! fusion without captions adds the same vector to every token of every image; the others still tell images apart.
 
 use super::attend::{self, Attention, Keys};
-use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks};
+use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks, first_block};
+use crate::models::vit::VitConfig;
 use crate::weights::initial;
 use anyhow::{Result, ensure};
 use causeway_protocol::{Fusion, FusionAttention, NullText};
@@ -69,6 +70,10 @@ impl Tuner for Fused {
     /// is not updated in the last block that acts.
     fn needs_all_tokens(&self) -> bool {
         matches!(self.0.attention, FusionAttention::Merged | FusionAttention::Joint)
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {

@@ -93,6 +93,15 @@ impl Tuner for SideNetwork {
         true
     }
 
+    /// All: the side network looks at their states and answers behind them.
+    fn untouched_blocks(&self, config: &VitConfig) -> Option<i64> {
+        Some(config.depth)
+    }
+
+    fn looks_at_states(&self) -> bool {
+        true
+    }
+
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {
         Box::new(Climbing { config: self.config(start.config), start, side: None })
     }

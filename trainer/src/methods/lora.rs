@@ -4,7 +4,7 @@
 //! In training nothing is merged into W: y = x Wᵀ + s·(x Aᵀ)Bᵀ. A merged weight would be a new [out, in] tensor at every
 //! step, whose whole gradient is computed only to be reduced to those of A and B.
 
-use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks};
+use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks, first_block};
 use crate::models::vit::VitConfig;
 use crate::weights::initial;
 use anyhow::Result;
@@ -35,6 +35,10 @@ impl Tuner for Updates {
 
     fn trains(&self, name: &str) -> bool {
         name.contains(".lora.")
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {

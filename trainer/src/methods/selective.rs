@@ -9,6 +9,7 @@
 //! `Selective::chosen`.
 
 use super::{Added, Site, Tuner};
+use crate::models::vit::VitConfig;
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Method, Selection, Selective};
 
@@ -32,6 +33,11 @@ impl Tuner for Selected {
     fn trains(&self, name: &str) -> bool {
         let block = block_of(name);
         block.is_some_and(|block| self.0.chosen.iter().flatten().any(|chosen| *chosen == block))
+    }
+
+    /// All: which of the weights moved is another question.
+    fn untouched_blocks(&self, config: &VitConfig) -> Option<i64> {
+        Some(config.depth)
     }
 }
 

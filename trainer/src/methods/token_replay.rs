@@ -13,7 +13,8 @@ pub mod memory;
 
 use super::adapter::Adapters;
 use super::attend::{self, Attention, Keys};
-use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks};
+use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks, first_block};
+use crate::models::vit::VitConfig;
 use crate::weights::initial;
 use anyhow::{Result, ensure};
 use causeway_protocol::{Adapter, AdapterForm, AdapterInit, Reading, TokenReplay};
@@ -60,6 +61,10 @@ impl Tuner for Captions {
 
     fn trains(&self, name: &str) -> bool {
         name == TEXT || name.contains(".replay.")
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {
@@ -112,6 +117,10 @@ impl Tuner for Beginnings {
 
     fn trains(&self, name: &str) -> bool {
         name.contains(".replay.")
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
     }
 
     fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {

@@ -7,6 +7,7 @@
 //! - asymmetric: V attends to T, which stays as it is.
 //! - joint: as merged on GELU(Down LN V) and GELU(Down LN T), then Up: one adapter that both streams share.
 //!
+//! With `null_text = "drop"` a missing caption leaves nothing to see: V attends to V alone, which merged and joint can.
 //! T is the frozen text encoder's, projected once. What becomes of T after the last block that acts is read by nobody
 //! and not computed.
 //!

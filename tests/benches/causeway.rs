@@ -306,9 +306,15 @@ fn memory() -> Result<()> {
             Ok(bytes.context("the memory of training")? / 1e6)
         };
         let (large, small) = (peak(MEMORY_BATCH)?, peak(2)?);
-        let what = "the process at its most by the end of two training steps, ViT-S/14, 98 px, batch 128, f32";
+        let what =
+            "the process at its most by the end of two training steps, ViT-S/14, 98 px, batch 128, f32";
         report(&format!("memory_{method}"), large, "MB", what);
-        report(&format!("memory_{method}_batch"), large - small, "MB", "that, less the same with batches of 2");
+        report(
+            &format!("memory_{method}_batch"),
+            large - small,
+            "MB",
+            "that, less the same with batches of 2",
+        );
     }
     Ok(())
 }

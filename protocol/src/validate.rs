@@ -424,6 +424,27 @@ mod tests {
     }
 
     #[test]
+    fn the_image_in_a_border_stands_in_the_middle() {
+        let with = |size: u32, inner: serde_json::Value| {
+            let mut document = minimal();
+            document["method"] = json!({"kind": "reprogram", "program": "border"});
+            if !inner.is_null() {
+                document["method"]["inner"] = inner;
+            }
+            document["training"]["image_size"] = json!(size);
+            document["evaluation"]["image_size"] = json!(size);
+            document
+        };
+        for (size, inner) in [(224, 196), (98, 86), (84, 74), (28, 24), (14, 12)] {
+            let spec = parse_spec(with(size, json!(null))).unwrap();
+            assert_eq!(serde_json::to_value(spec.method).unwrap()["inner"], inner, "of {size}");
+        }
+        assert_eq!(fields(with(98, json!(85))), ["method.inner"]);
+        assert_eq!(fields(with(98, json!(98))), ["method.inner"]);
+        parse_spec(with(98, json!(84))).unwrap();
+    }
+
+    #[test]
     fn an_evaluation_needs_both_ends_and_no_training() {
         let mut document = minimal();
         document["kind"] = json!("evaluate");

@@ -301,8 +301,10 @@ fn memory() -> Result<()> {
             let out = folder.path().join(format!("{method}-{batch}"));
             trainer("train", &step_spec(method, "f32", batch, 2), folder.path(), &out, None)?;
             let values = journal(&out, |line| line["event"] == "metrics");
-            let bytes =
-                values.iter().filter_map(|line| line["values"]["system/memory_peak_bytes"].as_f64()).last();
+            let bytes = values
+                .iter()
+                .filter_map(|line| line["values"]["system/memory_peak_bytes"].as_f64())
+                .next_back();
             Ok(bytes.context("the memory of training")? / 1e6)
         };
         let (large, small) = (peak(MEMORY_BATCH)?, peak(2)?);

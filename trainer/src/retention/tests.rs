@@ -269,8 +269,9 @@ fn every_term_is_told_starts_at_nothing_and_is_part_of_the_sum() {
     for (name, _) in weights {
         let values = trained.metric(&format!("loss/{name}"));
         // The decoder is fresh: the encoder stands still in a tenth of the steps, where there is nothing to hold.
-        // With a graph libtorch may take kernels that round otherwise: a square of 1e-6 at most.
-        assert!(values[0].0 == 2 && values[0].1.abs() < 1e-9, "{name} begins at θ0: {values:?}");
+        // With a graph libtorch may take kernels that round otherwise: squares of 1e-6, and a divergence of
+        // probabilities that sum to 1 ± 1e-7.
+        assert!(values[0].0 == 2 && values[0].1.abs() < 1e-6, "{name} begins at θ0: {values:?}");
         let exact = ["l2_sp", "ewc"].contains(&name);
         assert!(!exact || values[0].1 == 0.0, "weights that stood still are equal");
         assert!(values[2..].iter().all(|(_, value)| *value > values[0].1), "{name}: {values:?}");
@@ -352,7 +353,7 @@ fn a_frozen_encoder_is_distilled_to_nothing() {
     let trained = run(&spec(json!({"kind": "full"}), retention, json!({"encoder_frozen_steps": 11})));
     for name in ["feature_distillation", "l2_sp", "lwf"] {
         let values = trained.metric(&format!("loss/{name}"));
-        assert!(values.len() == 1 && values[0].0 == 12 && values[0].1.abs() < 1e-9, "{name}: {values:?}");
+        assert!(values.len() == 1 && values[0].0 == 12 && values[0].1.abs() < 1e-6, "{name}: {values:?}");
     }
 }
 

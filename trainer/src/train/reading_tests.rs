@@ -236,7 +236,7 @@ fn a_memory_that_was_not_made_is_told() {
     let mut world = World::of(spec.method.as_ref().unwrap());
     world.given.tensors = Tensors::new();
     let error = train(world.run(&spec, &backbone, folder.path(), None, &mut silent)).unwrap_err();
-    assert!(error.to_string().contains("replay.memory has to be made"), "{error:#}");
+    assert!(error.to_string().contains("nothing gives replay.memory its values"), "{error:#}");
 }
 
 /// The contrastive loss of the trained encoder on noise in the place of its images; 7 captions, so chance is

@@ -1,5 +1,7 @@
 mod chosen_blocks;
 mod every_method;
+mod language;
+mod real;
 
 use super::*;
 use crate::methods::{self, Widths};
@@ -460,5 +462,3 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
     // ln 7 = 1.95; a sharp temperature makes confident mistakes dearer than chance, never cheaper.
     assert!(loss.total > 1.6, "{}", loss.total);
 }
-
-mod language;

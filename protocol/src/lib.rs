@@ -3,14 +3,18 @@
 //! no async, no tensors, so that both sides can depend on it and neither drags in the other's world.
 
 mod alpha;
+mod describe;
 mod evaluation;
 mod journal;
 mod lease;
+mod method;
+mod retention;
 mod spec;
 mod state;
 mod validate;
 
 pub use alpha::Alpha;
+pub use describe::Description;
 pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Positions, Preprocess, Protocol, Role};
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream, hex};
@@ -18,9 +22,15 @@ pub use lease::{
     AssetSummary, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, KnownPoint,
     LeaseGrant, LeaseRequest, Order, Outcome, RegisterWorker, RenewedLease, ResumeFrom,
 };
+pub use method::{
+    Adapter, AdapterForm, AdapterInit, BlockExpansion, Buffer, CaptionForm, CrossModal, Film, FilmGenerator,
+    Fusion, FusionAttention, Ladder, Lora, LoraTarget, Method, NullText, Program, Reading, Reads, Reprogram,
+    Selection, Selective, TokenReplay,
+};
+pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
 pub use spec::{
-    AdapterInit, Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Method,
-    Objective, Reconstruction, Schedule, Spec, Training, View, WeightSource, Weights,
+    Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,
+    Schedule, Soup, Spec, Training, View, WeightSource, Weights,
 };
 pub use state::{AttemptState, Phase, RunState, WorkerState};
 pub use validate::{Problem, parse_spec};

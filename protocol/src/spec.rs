@@ -1,7 +1,7 @@
 //! The spec: the typed description of a run. What was POSTed, with every default filled in, so that a spec read
 //! years later still says everything that decided the result.
 
-use crate::{Dtype, Evaluation};
+use crate::{Dtype, Evaluation, Method, Retention};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -42,6 +42,9 @@ pub struct Spec {
     /// The weighted sum of losses (finetune, pretrain).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
+    /// What holds the encoder near θ0 (finetune).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// The training loop (finetune, pretrain).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
@@ -84,6 +87,21 @@ pub enum WeightSource {
     File(String),
     /// Random values under the run's seed: what a pretraining starts from.
     Fresh(Architecture),
+    /// The mean of checkpoints of one backbone and method (for `theta1` of `evaluate`).
+    Soup(Soup),
+}
+
+/// A model soup (arXiv 2203.05482): the mean of the weights of several checkpoints.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Soup {
+    /// Digests of the checkpoints, two at least.
+    pub checkpoints: Vec<String>,
+    /// Name of a dataset asset. Given, the soup is greedy: checkpoints are tried from the best to the worst on it, and
+    /// one stays where the soup with it is no worse. Otherwise all are averaged. It must not be one that the result is
+    /// judged by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub greedy_on: Option<String>,
 }
 
 /// A vision transformer to be made. Heads are as wide as dim / heads, the MLP is four times as wide as a token.
@@ -102,48 +120,19 @@ pub struct Architecture {
     pub image_size: u32,
 }
 
-/// What is made trainable.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Method {
-    /// Every tensor of the backbone.
-    Full {},
-    /// Adapter+ after every block: x + s ⊙ Up(GELU(Down x)) (arXiv 2406.06820).
-    Adapter {
-        /// Width r of the bottleneck.
-        #[serde(default = "default_rank")]
-        rank: u32,
-        /// Initial values of Down and Up.
-        #[serde(default)]
-        init: AdapterInit,
-        /// Learn the per-channel scale s (initially 1); otherwise s = 1.
-        #[serde(default = "yes")]
-        learned_scale: bool,
-    },
-    /// Static FiLM after both LayerNorms of every block: (1 + Δγ) ⊙ LN(x) + β, Δγ = β = 0 at the start.
-    Film {},
-}
-
-/// Initial values of an adapter's two matrices. Biases start at 0.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AdapterInit {
-    /// Down truncated normal (σ 0.01, cut at 2σ), Up 0: starts as the exact identity.
-    #[default]
-    Zero,
-    /// Both truncated normal (σ 0.01, cut at 2σ): starts near the identity. θ0 of the sweep still has Up = 0.
-    Houlsby,
-}
-
 /// The image-caption pairs and what reads the captions.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Captions {
     /// Name of the captions asset.
     pub asset: String,
-    /// Name of the text encoder asset that the contrastive loss needs. Frozen; each caption is embedded once.
+    /// Name of the text encoder asset that the contrastive loss needs. Each caption is embedded once, unless it is trained.
     #[serde(default)]
     pub text_encoder: Option<String>,
+    /// Train the text encoder along with the image encoder, at the encoder's rate, as FLYP does (arXiv 2212.00638). No
+    /// feature rests on it: it is no part of the checkpoint.
+    #[serde(default)]
+    pub train_text_encoder: bool,
     /// Train on so many of the images only, chosen by `subset_seed`; all by default.
     #[serde(default)]
     pub limit: Option<u64>,
@@ -227,6 +216,9 @@ pub struct Captioning {
     /// Which tokens the language model is shown.
     #[serde(default)]
     pub view: View,
+    /// Share of the prefix's values that is dropped in training; LiMBeR and MAGMA drop a tenth.
+    #[serde(default)]
+    pub dropout: f64,
 }
 
 /// ½ [CE(s·V Tᵀ, I) + CE(s·T Vᵀ, I)] over a batch; V and T are projected and L2-normalised.
@@ -236,6 +228,10 @@ pub struct Contrastive {
     /// Weight of the term.
     #[serde(default = "one")]
     pub weight: f64,
+    /// Put a linear projection on either side; without, features and caption embeddings are compared as they are and
+    /// must be equally wide, as CLIP's are.
+    #[serde(default = "yes")]
+    pub projections: bool,
     /// Width of the joint space of the two linear projections.
     #[serde(default = "default_projection_dim")]
     pub projection_dim: u32,
@@ -353,17 +349,6 @@ impl Default for Decoder {
     }
 }
 
-impl Method {
-    /// The word that names the method in keys, colours and file names.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Method::Full {} => "full",
-            Method::Adapter { .. } => "adapter",
-            Method::Film {} => "film",
-        }
-    }
-}
-
 impl Kind {
     /// The word used in SQL, JSON and pages.
     pub fn as_str(self) -> &'static str {
@@ -381,6 +366,7 @@ impl Spec {
         let sources = [Some(&self.weights.theta0), self.weights.theta1.as_ref()];
         let weights = sources.into_iter().flatten().filter_map(|source| match source {
             WeightSource::Asset(name) => Some(name.as_str()),
+            WeightSource::Soup(soup) => soup.greedy_on.as_deref(),
             WeightSource::Blob(_) | WeightSource::File(_) | WeightSource::Fresh(_) => None,
         });
         let language_model = self.objective.iter().filter_map(|objective| objective.caption.as_ref());
@@ -389,7 +375,9 @@ impl Spec {
         });
         let captions = captions.chain(language_model.map(|caption| caption.language_model.as_str()));
         let datasets = self.evaluation.datasets.iter().map(|dataset| dataset.asset.as_str());
-        weights.chain(captions).chain(datasets).collect()
+        let method = self.method.iter().flat_map(Method::assets);
+        let retention = self.retention.iter().flat_map(Retention::assets);
+        weights.chain(captions).chain(method).chain(retention).chain(datasets).collect()
     }
 
     /// The word that names what is trained: the method's, `mae` for a pretraining, `evaluate` where nothing is.
@@ -404,20 +392,17 @@ impl Spec {
     /// Names of the blobs in the server's store that this run reads.
     pub fn blobs(&self) -> Vec<&str> {
         let sources = [Some(&self.weights.theta0), self.weights.theta1.as_ref()];
-        let blobs = sources.into_iter().flatten().filter_map(|source| match source {
-            WeightSource::Blob(sha256) => Some(sha256.as_str()),
-            WeightSource::Asset(_) | WeightSource::File(_) | WeightSource::Fresh(_) => None,
+        let blobs = sources.into_iter().flatten().flat_map(|source| match source {
+            WeightSource::Blob(sha256) => std::slice::from_ref(sha256),
+            WeightSource::Soup(soup) => &soup.checkpoints,
+            WeightSource::Asset(_) | WeightSource::File(_) | WeightSource::Fresh(_) => &[],
         });
-        blobs.collect()
+        blobs.map(String::as_str).collect()
     }
 }
 
 fn default_max_attempts() -> u32 {
     3
-}
-
-fn default_rank() -> u32 {
-    8
 }
 
 fn yes() -> bool {

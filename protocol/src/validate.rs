@@ -1,9 +1,11 @@
 //! The rules of a spec, all checked at once, each complaint naming the field and the rule it breaks. The server
 //! answers them as problem+json, the trainer prints them.
 
-use crate::{Alpha, Architecture, Decoder, Dtype, Kind, Method, Spec, View, WeightSource};
+use crate::{Alpha, Architecture, Decoder, Dtype, Kind, Spec, View, WeightSource};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+mod method;
 
 /// A field that breaks a rule.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
@@ -36,6 +38,10 @@ pub fn parse_spec(document: serde_json::Value) -> Result<Spec, Vec<Problem>> {
     })?;
     if spec.name.is_empty() {
         spec.name = format!("{} seed {}", spec.trained(), spec.seed);
+    }
+    let image_size = spec.training.as_ref().map_or(0, |training| training.image_size);
+    if let Some(method) = &mut spec.method {
+        method.fill_in(image_size);
     }
     if spec.kind == Kind::Pretrain && !alphas_given {
         // Nothing lies between random values and a trained encoder.
@@ -119,9 +125,13 @@ impl Spec {
         list.when(self.captions.is_none(), "captions", must.clone());
         list.when(self.objective.is_none(), "objective", must.clone());
         list.when(self.training.is_none(), "training", must);
-        if let Some(Method::Adapter { rank, .. }) = &self.method {
-            list.within("method.rank", f64::from(*rank), 1.0, 4096.0);
-        }
+        list.when(
+            pretrain && self.retention.is_some(),
+            "retention",
+            "has no meaning for kind = \"pretrain\": there is nothing to retain; leave it out".into(),
+        );
+        self.method_problems(list);
+        self.retention_problems(list);
         if let Some(captions) = &self.captions {
             list.text("captions.asset", &captions.asset, 1);
             if let Some(text_encoder) = &captions.text_encoder {
@@ -211,6 +221,7 @@ impl Spec {
             list.positive("objective.caption.weight", loss.weight);
             list.text("objective.caption.language_model", &loss.language_model, 1);
             list.when(visible_alone(loss.view), "objective.caption.view", VISIBLE_ALONE.into());
+            list.within("objective.caption.dropout", loss.dropout, 0.0, 0.9);
         }
         let text_encoder = self.captions.as_ref().map(|captions| captions.text_encoder.is_some());
         list.when(
@@ -218,15 +229,26 @@ impl Spec {
             "captions.text_encoder",
             "must be given: the contrastive loss compares images with its embeddings".into(),
         );
+        let reads = self.method.as_ref().is_some_and(|method| method.reads().is_some());
         list.when(
-            contrastive.is_none() && text_encoder == Some(true),
+            contrastive.is_none() && !reads && text_encoder == Some(true),
             "captions.text_encoder",
-            "is read by the contrastive loss only; leave it out".into(),
+            "is read by the contrastive loss and by methods that read captions; leave it out".into(),
+        );
+        let trained = self.captions.as_ref().is_some_and(|captions| captions.train_text_encoder);
+        list.when(
+            trained && contrastive.is_none(),
+            "captions.train_text_encoder",
+            "needs objective.contrastive, the loss that trains it".into(),
         );
     }
 
     fn evaluate_problems(&self, list: &mut Problems) {
         match &self.weights.theta1 {
+            Some(WeightSource::Soup(soup)) => {
+                list.soup("weights.theta1.soup", soup, true);
+                self.greedy_problems(soup, list);
+            }
             Some(source) => list.source("weights.theta1", source),
             None => list.when(true, "weights.theta1", "must be given for kind = \"evaluate\"".into()),
         }
@@ -234,6 +256,7 @@ impl Spec {
             ("method", self.method.is_some()),
             ("captions", self.captions.is_some()),
             ("objective", self.objective.is_some()),
+            ("retention", self.retention.is_some()),
             ("training", self.training.is_some()),
         ];
         for (field, given) in given {
@@ -304,6 +327,11 @@ impl Problems {
         );
     }
 
+    fn digest(&mut self, field: &str, sha256: &str) {
+        let hex = sha256.len() == 64 && sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        self.when(!hex, field, "must be a sha256: 64 lower-case hex digits".into());
+    }
+
     /// Width, number of blocks and heads of a transformer.
     fn shape(&mut self, field: &str, dim: u32, depth: u32, heads: u32) {
         self.within(&format!("{field}.dim"), f64::from(dim), 4.0, 16_384.0);
@@ -315,15 +343,8 @@ impl Problems {
     fn source(&mut self, field: &str, source: &WeightSource) {
         match source {
             WeightSource::Asset(name) => self.text(&format!("{field}.asset"), name, 1),
-            WeightSource::Blob(sha256) => {
-                let hex =
-                    sha256.len() == 64 && sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-                self.when(
-                    !hex,
-                    &format!("{field}.blob"),
-                    "must be a sha256: 64 lower-case hex digits".into(),
-                );
-            }
+            WeightSource::Blob(sha256) => self.digest(&format!("{field}.blob"), sha256),
+            WeightSource::Soup(soup) => self.soup(&format!("{field}.soup"), soup, false),
             WeightSource::File(_) => self.when(
                 true,
                 &format!("{field}.file"),
@@ -403,9 +424,46 @@ mod tests {
     }
 
     #[test]
+    fn the_image_in_a_border_stands_in_the_middle() {
+        let with = |size: u32, inner: serde_json::Value| {
+            let mut document = minimal();
+            document["method"] = json!({"kind": "reprogram", "program": "border"});
+            if !inner.is_null() {
+                document["method"]["inner"] = inner;
+            }
+            document["training"]["image_size"] = json!(size);
+            document["evaluation"]["image_size"] = json!(size);
+            document
+        };
+        for (size, inner) in [(224, 196), (98, 86), (84, 74), (28, 24), (14, 12)] {
+            let spec = parse_spec(with(size, json!(null))).unwrap();
+            assert_eq!(serde_json::to_value(spec.method).unwrap()["inner"], inner, "of {size}");
+        }
+        assert_eq!(fields(with(98, json!(85))), ["method.inner"]);
+        assert_eq!(fields(with(98, json!(98))), ["method.inner"]);
+        parse_spec(with(98, json!(84))).unwrap();
+    }
+
+    #[test]
     fn an_evaluation_needs_both_ends_and_no_training() {
         let mut document = minimal();
         document["kind"] = json!("evaluate");
         assert_eq!(fields(document), ["weights.theta1", "method", "captions", "objective", "training"]);
+    }
+
+    #[test]
+    fn what_chooses_a_greedy_soup_does_not_judge_it() {
+        let spec = |greedy_on: &str| {
+            let soup = json!({"checkpoints": ["a".repeat(64), "b".repeat(64)], "greedy_on": greedy_on});
+            json!({
+                "experiment": "e", "kind": "evaluate",
+                "weights": {"theta0": {"asset": "vit"}, "theta1": {"soup": soup}},
+                "evaluation": {"datasets": [{"asset": "d", "role": "ood"}]}
+            })
+        };
+        assert_eq!(fields(spec("d")), ["weights.theta1.soup.greedy_on"]);
+        let spec = parse_spec(spec("other")).unwrap();
+        assert_eq!(spec.assets(), ["vit", "other", "d"]);
+        assert_eq!(spec.blobs(), ["a".repeat(64), "b".repeat(64)]);
     }
 }

@@ -234,7 +234,8 @@ pub async fn get_lease_blob(
     let readable = sqlx::query_scalar!(
         r#"select exists (
              select from run r where r.id = $1
-               and (r.checkpoint = $2 or $2 in (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}'))
+               and (r.checkpoint = $2 or $2 in (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}')
+                    or r.spec #> '{weights,theta1,soup,checkpoints}' ? $2)
            ) or exists (select from resume_state where run_id = $1 and blob = $2) as "readable!""#,
         lease.run_id,
         sha256
@@ -271,7 +272,8 @@ async fn sweep_once(app: &App) -> Result<()> {
              and not exists (select from checkpoint c where c.digest = b.sha256)
              and not exists (select from resume_state s where s.blob = b.sha256)
              and not exists (select from run r where b.sha256 in
-                 (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}'))
+                 (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}')
+                 or r.spec #> '{weights,theta1,soup,checkpoints}' ? b.sha256)
            limit 100)
          returning sha256",
         SWEEP_AGE_MINUTES

@@ -93,6 +93,8 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                 }
                 causeway_protocol::WeightSource::File(path) => path.clone(),
                 causeway_protocol::WeightSource::Fresh(_) => format!("fresh, seed {}", spec.seed),
+                // The rules of a spec keep soups for θ1.
+                causeway_protocol::WeightSource::Soup(_) => "soup".to_owned(),
             };
             sqlx::query!(
                 "insert into backbone (digest, name, parameters) values ($1, $2, $3) on conflict do nothing",

@@ -11,6 +11,18 @@ const REQUESTS: usize = 200;
 const ROUNDS: usize = 2;
 /// Training steps of each.
 const STEPS: u64 = 10;
+/// The methods and dtypes of those steps.
+const CELLS: [(&str, &str); 7] = [
+    ("full", "f32"),
+    ("adapter", "f32"),
+    ("full", "bf16"),
+    ("adapter", "bf16"),
+    ("lora", "f32"),
+    ("film", "f32"),
+    ("ladder", "f32"),
+];
+/// Images of the step whose memory is measured: so many that the rest hardly counts.
+const MEMORY_BATCH: u32 = 128;
 /// A ViT-S/14's forward pass of one image at 98 px: 12 blocks of 50 tokens, 2 (12 dim² + 2 · 50 dim) operations each.
 const GFLOP_FORWARD: f64 = 12.0 * 50.0 * 2.0 * (12.0 * 384.0 * 384.0 + 100.0 * 384.0) / 1e9;
 /// Values in one metric batch.
@@ -20,6 +32,7 @@ const VALUES: u64 = 1000;
 async fn main() -> Result<()> {
     server().await?;
     sweep()?;
+    memory()?;
     if let Some(folder) = std::env::var_os("DATA") {
         real_data(Path::new(&folder))?;
     }
@@ -237,17 +250,11 @@ fn beside_torch(python: &Path) -> Result<()> {
     let script = causeway_tests::repository().join("tests/benches/step.py");
     let threads = std::thread::available_parallelism()?.get().to_string();
     let folder = tempfile::tempdir()?;
-    for (method, dtype) in [("full", "f32"), ("adapter", "f32"), ("full", "bf16"), ("adapter", "bf16")] {
+    for (method, dtype) in CELLS {
         let (mut ours, mut theirs, mut gemm) = (Vec::new(), Vec::new(), 0.0f64);
         for round in 0..ROUNDS {
             let out = folder.path().join(format!("{method}-{dtype}-{round}"));
-            let mut spec = small_finetune();
-            (spec["name"], spec["method"]) = (json!(method), json!({ "kind": method }));
-            spec["training"] = json!({"steps": STEPS, "batch_size": 32, "learning_rate": 1e-4, "image_size": 98,
-                                      "dtype": dtype});
-            spec["evaluation"] = json!({"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0],
-                                        "k": [1], "image_size": 14});
-            trainer("train", &spec, folder.path(), &out, None)?;
+            trainer("train", &step_spec(method, dtype, 32, STEPS), folder.path(), &out, None)?;
             let lines = journal(&out, |line| line["phase"] == "train" && line["event"] == "progress");
             ours.extend(lines.iter().filter_map(|line| line["images_per_second"].as_f64()));
             let output = Command::new(python)
@@ -272,12 +279,57 @@ fn beside_torch(python: &Path) -> Result<()> {
             "the same step in eager PyTorch: the best step",
         );
         report(&format!("step_{cell}_ratio"), ours / theirs, "x", "ours against PyTorch's, in turns");
-        // Forward, back through the activations, and for `full` through the weights: 2.2 GFLOP each an image.
-        let passes = if method == "full" { 3.0 } else { 2.0 };
+        // Forward, back through the activations, and for `full` through the weights: 2.2 GFLOP each an image. A ladder
+        // only goes forward through the backbone; its own few percent are not counted.
+        let passes = match method {
+            "full" => 3.0,
+            "ladder" => 1.0,
+            _ => 2.0,
+        };
         let share = ours * passes * GFLOP_FORWARD / gemm;
         report(&format!("step_{cell}_gemm_share"), share, "x", "of the rate of the MLP's own product here");
     }
     Ok(())
+}
+
+/// The most memory that two training steps take, and what of it is the batch's: a ladder keeps none of the backbone's
+/// activations, an adapter those of all blocks.
+fn memory() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for method in ["full", "adapter", "ladder"] {
+        let peak = |batch: u32| -> Result<f64> {
+            let out = folder.path().join(format!("{method}-{batch}"));
+            trainer("train", &step_spec(method, "f32", batch, 2), folder.path(), &out, None)?;
+            let values = journal(&out, |line| line["event"] == "metrics");
+            let bytes = values
+                .iter()
+                .filter_map(|line| line["values"]["system/memory_peak_bytes"].as_f64())
+                .next_back();
+            Ok(bytes.context("the memory of training")? / 1e6)
+        };
+        let (large, small) = (peak(MEMORY_BATCH)?, peak(2)?);
+        let what =
+            "the process at its most by the end of two training steps, ViT-S/14, 98 px, batch 128, f32";
+        report(&format!("memory_{method}"), large, "MB", what);
+        report(
+            &format!("memory_{method}_batch"),
+            large - small,
+            "MB",
+            "that, less the same with batches of 2",
+        );
+    }
+    Ok(())
+}
+
+/// A training on the demo's captions, and as good as no evaluation after it.
+fn step_spec(method: &str, dtype: &str, batch: u32, steps: u64) -> Value {
+    let mut spec = small_finetune();
+    (spec["name"], spec["method"]) = (json!(method), json!({ "kind": method }));
+    spec["training"] = json!({"steps": steps, "batch_size": batch, "learning_rate": 1e-4, "image_size": 98,
+                              "dtype": dtype});
+    spec["evaluation"] = json!({"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0],
+                                "k": [1], "image_size": 14});
+    spec
 }
 
 fn trainer(command: &str, spec: &Value, folder: &Path, out: &Path, more: Option<&Path>) -> Result<()> {

@@ -31,7 +31,10 @@ async fn a_posted_spec_comes_back_with_every_default_and_an_estimate() -> Result
     assert_eq!(run["spec"]["training"]["betas"], json!([0.9, 0.98]));
     assert_eq!(
         run["spec"]["method"],
-        json!({"kind": "adapter", "rank": 8, "init": "zero", "learned_scale": true})
+        json!({
+            "kind": "adapter", "form": "adapter_plus", "rank": 8, "init": "zero", "learned_scale": true, "scale": 1.0,
+            "blocks": null
+        })
     );
     assert_eq!(run["estimate"]["steps"], 10);
     assert_eq!(run["waiting"], "no worker is ready: start one with `causeway-trainer work`");

@@ -20,8 +20,8 @@ fn said(output: &Output) -> String {
 #[tokio::test]
 async fn runs_are_submitted_listed_chosen_cancelled_and_exported() -> Result<()> {
     let server = Server::start().await?;
-    let file = server.folder().join("spec.json");
-    fs::write(&file, spec().to_string())?;
+    let file = server.folder().join("spec.toml");
+    fs::write(&file, toml::to_string(&spec())?)?;
     let file = file.to_string_lossy().into_owned();
 
     let dry = run(&server, &["submit", "--dry-run", &file])?;

@@ -134,3 +134,46 @@ async fn an_autoencoder_is_pretrained_and_then_fine_tuned_with_its_own_decoder()
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_soup_of_two_runs_is_a_checkpoint_of_its_own() -> Result<()> {
+    let server = Server::start().await?;
+    let _trainer = Trainer::start(&server, &[])?;
+    let mut checkpoints = Vec::new();
+    for seed in [0, 1] {
+        let mut finetune = small_finetune();
+        (finetune["seed"], finetune["training"]["steps"]) = (json!(seed), json!(4));
+        finetune["evaluation"]["alphas"] = json!([0, 1]);
+        let id = server.submit(&finetune).await?;
+        let run = server.wait_for_run(&id, &["succeeded"], 240).await?;
+        checkpoints.push(run["checkpoint"].as_str().context("checkpoint")?.to_owned());
+    }
+    let soup = json!({
+        "experiment": "soup", "kind": "evaluate",
+        "weights": {"theta0": {"asset": "vit-s14-imgfocus"},
+                    "theta1": {"soup": {"checkpoints": checkpoints, "greedy_on": "fashion-mnist-200"}}},
+        "evaluation": {"datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0, 0.5, 1], "k": [1],
+                       "image_size": 56}
+    });
+    let id = server.submit(&soup).await?;
+    let run = server.wait_for_run(&id, &["succeeded"], 240).await?;
+    let made = run["checkpoint"].as_str().context("the soup's checkpoint")?;
+    assert!(!checkpoints.iter().any(|own| own == made), "it is none of those it was made of");
+    let listed = server.get(&format!("/checkpoints/{made}")).await?;
+    assert_eq!((listed["method"].as_str(), listed["run_id"].as_str()), (Some("adapter"), Some(id.as_str())));
+    let alphas =
+        |curves: &Value| points(curves, "digits-200", 1).iter().map(|point| point.0).collect::<Vec<_>>();
+    assert_eq!(alphas(&server.get(&format!("/runs/{id}/curves")).await?), [0.0, 0.5, 1.0]);
+
+    let file = server.user(reqwest::Method::GET, &format!("/checkpoints/{made}/file"))?.send().await?;
+    let bytes = file.error_for_status()?.bytes().await?;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(1 << 16)]).into_owned();
+    assert!(checkpoints.iter().all(|own| text.contains(own.as_str())), "it tells what it was made of");
+
+    // What the server does not have is refused by its place.
+    let mut unknown = soup.clone();
+    unknown["weights"]["theta1"]["soup"]["checkpoints"][1] = json!("0".repeat(64));
+    let error = server.submit(&unknown).await.err().context("it was taken")?;
+    assert!(format!("{error:#}").contains("weights.theta1.soup.checkpoints[1]"), "{error:#}");
+    Ok(())
+}

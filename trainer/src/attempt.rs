@@ -4,8 +4,10 @@
 
 pub mod ending;
 pub mod environment;
-mod material;
-mod narrate;
+mod kept;
+pub mod material;
+pub(crate) mod narrate;
+mod soup;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
@@ -147,7 +149,7 @@ impl<'a> Attempt<'a> {
         self.tell(Event::Backbone {
             digest: backbone.digest.clone(),
             parameters: backbone.tensors.values(),
-            trainable: Recipe::of(&spec).map_or(0, |recipe| methods::trainable_values(&recipe, &backbone)),
+            trainable: self.trainable(&spec, &backbone)?,
         })?;
         // Before training, so that a corrupt image is known now and not when the checkpoint is waiting for it.
         let datasets =
@@ -160,13 +162,18 @@ impl<'a> Attempt<'a> {
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
             }
             (Kind::Evaluate, _) => {
-                self.weights(spec.weights.theta1.as_ref().context("`weights.theta1` is missing")?)?
+                match spec.weights.theta1.as_ref().context("`weights.theta1` is missing")? {
+                    WeightSource::Soup(soup) => self.soup(&spec, soup, &backbone)?,
+                    source => self.weights(source)?,
+                }
             }
         };
 
         self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
+        line.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
         let line = line.with_positions(spec.evaluation.positions).to_device(self.device);
+        narrate::evaluated(line.method()).iter().for_each(|line| narrate::say(line));
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         Sweep {
             evaluation: &spec.evaluation,
@@ -184,18 +191,31 @@ impl<'a> Attempt<'a> {
         tell(self.journal, event)
     }
 
+    /// Number of values that the run trains in the encoder.
+    fn trainable(&self, spec: &Spec, backbone: &Backbone) -> Result<u64> {
+        let Ok(recipe) = Recipe::of(spec) else { return Ok(0) };
+        let widths = material::widths(spec, &self.library)?;
+        Ok(methods::trainable(&recipe, backbone, widths)?.iter().map(|(_, values)| values).sum())
+    }
+
     /// Trains and returns the file of the checkpoint.
     fn train(&mut self, spec: &Spec, backbone: &Backbone, datasets: &[Measured]) -> Result<PathBuf> {
         self.tell(Event::Phase { phase: Phase::Train })?;
         let threads = self.environment.threads as usize;
         let material = Material::read(spec, &self.library, datasets, self.device, threads)?;
         self.tell(material.event(spec))?;
+        if let (Some(method), Some(objective)) = (&spec.method, &spec.objective) {
+            narrate::shown(method, objective).iter().for_each(|line| narrate::say(line));
+        }
         let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;
         let checkpoint = train::train(TrainRun {
             spec,
             backbone,
             pairs: material.pairs(),
             language_model: material.language_model.as_ref(),
+            given: &material.given,
+            kept: &material.kept,
+            text_encoder: material.text_encoder.as_ref(),
             resume: resume.as_deref(),
             folder: self.folder,
             device: self.device,
@@ -213,7 +233,7 @@ impl<'a> Attempt<'a> {
                 Ok(asset.weights_file())
             }
             WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
-            WeightSource::Fresh(_) => bail!("fresh weights have no file"),
+            WeightSource::Fresh(_) | WeightSource::Soup(_) => bail!("{source:?} has no file"),
             WeightSource::File(path) => {
                 bail!("weights are named by asset or blob here, not by the path {path}")
             }

@@ -15,6 +15,7 @@ pub mod optim;
 pub mod order;
 pub mod plan;
 pub mod random;
+pub mod retention;
 pub mod spec_file;
 pub mod train;
 pub mod weights;

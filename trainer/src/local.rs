@@ -73,7 +73,7 @@ impl Local {
             document["kind"] = json!("evaluate");
             if let Some(fields) = document.as_object_mut() {
                 fields.retain(|field, _| {
-                    !["method", "captions", "objective", "training"].contains(&field.as_str())
+                    !["method", "captions", "objective", "retention", "training"].contains(&field.as_str())
                 });
             }
         }
@@ -87,6 +87,16 @@ impl Local {
             let folder = self.spec.parent().unwrap_or(Path::new(""));
             let sha256 = self.link(&folder.join(file))?;
             document["weights"][end] = json!({"blob": sha256});
+        }
+        if let Some(Value::Array(soup)) = document.pointer_mut("/weights/theta1/soup/checkpoints") {
+            let folder = self.spec.parent().unwrap_or(Path::new(""));
+            // As a digest a checkpoint is on a server; here it is a file.
+            for entry in soup {
+                let Some(file) = entry.as_str().map(|file| folder.join(file)) else { continue };
+                if file.is_file() {
+                    *entry = json!(self.link(&file)?);
+                }
+            }
         }
         if let Some(weights) = document["weights"].as_object_mut() {
             weights.retain(|_, source| !source.is_null());

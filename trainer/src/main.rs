@@ -10,6 +10,7 @@ use causeway_trainer::local::Local;
 use causeway_trainer::models::vit::Activation;
 use causeway_trainer::plan::Plan;
 use causeway_trainer::weights::convert::Convert;
+use causeway_trainer::weights::soup::Soup;
 use causeway_trainer::weights::source::Hints;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -54,6 +55,8 @@ enum Command {
     /// Make an asset of published weights: DINO's, DINOv2's, MAE's, CLIP's, timm's or Hugging Face's, as .safetensors,
     /// .pth, .pt or .bin.
     Convert(ConvertArgs),
+    /// The mean of checkpoints of one backbone and method, as a checkpoint of its own: a uniform model soup.
+    Soup(SoupArgs),
     /// What is under the data folders.
     #[command(subcommand)]
     Data(DataCommand),
@@ -169,6 +172,19 @@ impl ConvertArgs {
 }
 
 #[derive(Args)]
+struct SoupArgs {
+    /// Checkpoints that Causeway made.
+    #[arg(value_name = "CHECKPOINT", required = true)]
+    checkpoints: Vec<PathBuf>,
+    /// The weights that they were made from.
+    #[arg(long, value_name = "WEIGHTS")]
+    theta0: PathBuf,
+    /// The new checkpoint.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
 struct LocalArgs {
     /// The spec, TOML.
     spec: PathBuf,
@@ -219,6 +235,7 @@ fn main() -> ExitCode {
             Plan { spec, data: data.data, variant, seed }.text().map(|text| print!("{text}"))
         }
         Command::Convert(args) => args.convert().run(),
+        Command::Soup(SoupArgs { checkpoints, theta0, out }) => Soup { checkpoints, theta0, out }.run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),
         Command::Data(DataCommand::Check(args)) => check(args),
     };

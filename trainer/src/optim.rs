@@ -47,6 +47,8 @@ struct Parameter {
     first_moment: Tensor,
     second_moment: Tensor,
     group: Group,
+    /// Steps of its part in which it stands still, at the beginning.
+    still: u64,
 }
 
 impl AdamW {
@@ -64,10 +66,22 @@ impl AdamW {
             first_moment: start.detach().zeros_like(),
             second_moment: start.detach().zeros_like(),
             group: Group { decay, ..group },
+            still: 0,
             value: value.shallow_clone(),
         };
         self.parameters.push(parameter);
         value
+    }
+
+    /// Names and values of all trained tensors, in the order of the gradients.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.parameters.iter().map(|parameter| (parameter.name.as_str(), &parameter.value))
+    }
+
+    /// Lets a trained tensor stand still in the first steps of its part. Its own first step comes after them.
+    pub fn hold(&mut self, name: &str, steps: u64) {
+        let named = self.parameters.iter_mut().filter(|parameter| parameter.name == name);
+        named.for_each(|parameter| parameter.still = steps);
     }
 
     /// Number of values that are trained.
@@ -75,12 +89,12 @@ impl AdamW {
         self.parameters.iter().map(|parameter| parameter.value.numel() as u64).sum()
     }
 
-    /// ∂loss/∂θ for each trained tensor of these parts, in order.
+    /// ∂loss/∂θ for each trained tensor of these parts that moves in the next step, in order.
     ///
     /// # Errors
     /// A trained tensor that the loss does not depend on.
     pub fn gradients(&self, loss: &Tensor, parts: &[Part]) -> Result<Vec<Tensor>> {
-        let asked = || self.parameters.iter().filter(|parameter| parts.contains(&parameter.group.part));
+        let asked = || self.parameters.iter().filter(|parameter| parameter.moves(parts, self.steps));
         let values: Vec<&Tensor> = asked().map(|parameter| &parameter.value).collect();
         let gradients = Tensor::f_run_backward(&[loss], &values, false, false)?;
         for (gradient, parameter) in gradients.iter().zip(asked()) {
@@ -91,16 +105,15 @@ impl AdamW {
 
     /// One step of these parts against their gradients, with every peak rate times `factor`.
     pub fn step(&mut self, gradients: &[Tensor], parts: &[Part], factor: f64) {
+        let before = self.steps;
         parts.iter().for_each(|part| self.steps[*part as usize] += 1);
         let (beta1, beta2) = self.betas;
-        let corrections = self.steps.map(|steps| {
-            let of = |beta: f64| 1.0 - beta.powf(steps as f64);
-            (of(beta1), of(beta2))
-        });
-        let asked = self.parameters.iter_mut().filter(|parameter| parts.contains(&parameter.group.part));
+        let steps = self.steps;
+        let asked = self.parameters.iter_mut().filter(|parameter| parameter.moves(parts, before));
         tch::no_grad(|| {
             for (parameter, gradient) in asked.zip(gradients) {
-                let (correction1, correction2) = corrections[parameter.group.part as usize];
+                let own = (steps[parameter.group.part as usize] - parameter.still) as f64;
+                let (correction1, correction2) = (1.0 - beta1.powf(own), 1.0 - beta2.powf(own));
                 let rate = parameter.group.rate * factor;
                 if parameter.group.decay > 0.0 {
                     let _ = parameter.value.g_mul_scalar_(1.0 - rate * parameter.group.decay);
@@ -157,6 +170,13 @@ impl AdamW {
             .with_context(|| format!("restoring {name}"))?;
         }
         Ok(())
+    }
+}
+
+impl Parameter {
+    /// Whether it moves in a step of these parts, of which so many were taken before.
+    fn moves(&self, parts: &[Part], steps: [u64; 2]) -> bool {
+        parts.contains(&self.group.part) && steps[self.group.part as usize] >= self.still
     }
 }
 
@@ -303,6 +323,40 @@ mod tests {
         // With its bias corrected, AdamW's first step has the length of the rate; so has each against one gradient.
         assert!((encoder.double_value(&[0]) - 0.9).abs() < 1e-6);
         assert!((head.double_value(&[0]) - 0.6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_tensor_that_is_held_takes_its_first_step_as_the_first_and_the_others_do_not_notice() {
+        let start = Tensor::from_slice(&[1f32]);
+        let group = Group { part: Part::Encoder, rate: 0.1, decay: 0.0 };
+        let run = |stop: Option<u64>| {
+            let mut optimiser = AdamW::new((0.9, 0.98));
+            let [held, free] = ["held", "free"].map(|name| optimiser.train(name, &start, group));
+            optimiser.hold("held", 3);
+            let mut values = Vec::new();
+            for step in 0..6 {
+                if stop == Some(step) {
+                    let state = optimiser.state();
+                    optimiser.restore(&state).unwrap();
+                }
+                let loss = (&held + &free).sum(tch::Kind::Float) * 0.5;
+                let gradients = optimiser.gradients(&loss, &[Part::Encoder]).unwrap();
+                assert_eq!(gradients.len(), if step < 3 { 1 } else { 2 });
+                optimiser.step(&gradients, &[Part::Encoder], 1.0);
+                values.push((held.double_value(&[0]), free.double_value(&[0])));
+            }
+            values
+        };
+        let values = run(None);
+        for (step, (held, free)) in values.iter().enumerate() {
+            // Against one gradient each of AdamW's steps has the length of the rate.
+            let own = (step as f64 - 2.0).max(0.0);
+            assert!((held - (1.0 - 0.1 * own)).abs() < 1e-6 && (own > 0.0 || *held == 1.0), "{step}: {held}");
+            assert!((free - (0.9 - 0.1 * step as f64)).abs() < 1e-6, "{step}: {free}");
+        }
+        for stop in [2, 4] {
+            assert_eq!(run(Some(stop)), values, "a restored state knows how long");
+        }
     }
 
     #[test]

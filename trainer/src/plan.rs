@@ -1,9 +1,10 @@
 //! `plan`: what a spec would train, before anything is trained. Parameters by module, steps, an estimate of memory and
 //! work, and every default spelled out.
 
+use crate::attempt::material;
 use crate::data::asset::{AssetKind, Library};
 use crate::data::captions::Captions;
-use crate::methods;
+use crate::methods::{self, Widths};
 use crate::spec_file;
 use crate::weights::Backbone;
 use crate::weights::checkpoint::Recipe;
@@ -57,11 +58,18 @@ impl Plan {
         };
         let captions = library.get(&recipe.captions.asset, AssetKind::Captions)?;
         let pairs = Captions::list(captions)?.images.len();
-        Ok(describe(&spec, &recipe, &backbone, pairs))
+        let widths = material::widths(&spec, &library)?;
+        describe(&spec, &recipe, &backbone, widths, pairs)
     }
 }
 
-fn describe(spec: &Spec, recipe: &Recipe, backbone: &Backbone, pairs: usize) -> String {
+fn describe(
+    spec: &Spec,
+    recipe: &Recipe,
+    backbone: &Backbone,
+    widths: Widths,
+    pairs: usize,
+) -> Result<String> {
     let (training, config) = (&recipe.training, &backbone.config);
     let per_step = u64::from(training.batch_size) * u64::from(training.accumulate);
     let mut text = String::new();
@@ -76,7 +84,7 @@ fn describe(spec: &Spec, recipe: &Recipe, backbone: &Backbone, pairs: usize) -> 
         config.heads,
         config.patch
     );
-    let modules = modules(recipe, backbone);
+    let modules = modules(recipe, backbone, widths)?;
     let trained: u64 = modules.values().sum();
     let all = backbone.tensors.values();
     let _ =
@@ -113,21 +121,18 @@ fn describe(spec: &Spec, recipe: &Recipe, backbone: &Backbone, pairs: usize) -> 
     leaves(&document, "", &mut |path, value| {
         let _ = writeln!(text, "  {path} = {value}");
     });
-    text
+    Ok(text)
 }
 
 /// Values that are trained in the encoder, by the part of the name that blocks share.
-fn modules(recipe: &Recipe, backbone: &Backbone) -> BTreeMap<String, u64> {
-    let added = methods::added(&recipe.method, &backbone.config, 0).start;
+fn modules(recipe: &Recipe, backbone: &Backbone, widths: Widths) -> Result<BTreeMap<String, u64>> {
     let mut modules = BTreeMap::new();
-    for (name, tensor) in backbone.tensors.iter().chain(added.iter()) {
-        if methods::trains(&recipe.method, name) && !recipe.fixes(name) {
-            let parts: Vec<&str> =
-                name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part }).collect();
-            *modules.entry(parts.join(".")).or_default() += tensor.numel() as u64;
-        }
+    for (name, values) in methods::trainable(recipe, backbone, widths)? {
+        let parts: Vec<&str> =
+            name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part }).collect();
+        *modules.entry(parts.join(".")).or_default() += values;
     }
-    modules
+    Ok(modules)
 }
 
 /// What a step costs. The forward pass of a token through a block is 2 (4 dim² + 2 dim · mlp) operations and its share
@@ -194,6 +199,9 @@ fn leaves(value: &Value, path: &str, visit: &mut dyn FnMut(&str, &Value)) {
 }
 
 #[cfg(test)]
+mod configs;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::models::vit::{VitConfig, tiny};
@@ -207,7 +215,7 @@ mod tests {
             "evaluation": {"datasets": [{"asset": "d", "role": "ood"}], "image_size": 28}
         }))
         .unwrap();
-        describe(&spec, &Recipe::of(&spec).unwrap(), &tiny(true), 20)
+        describe(&spec, &Recipe::of(&spec).unwrap(), &tiny(true), Widths::default(), 20).unwrap()
     }
 
     #[test]

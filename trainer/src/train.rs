@@ -6,19 +6,24 @@ mod divergence;
 mod learner;
 mod report;
 mod scale;
+mod selection;
 
 pub use divergence::Diverged;
 
+use crate::methods::{Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
+use crate::objectives::text_tower::Untrained;
 use crate::optim;
 use crate::order::Order;
+use crate::retention::Kept;
 use crate::weights::checkpoint::{self, Recipe};
 use crate::weights::{Backbone, initial, resume, safetensors};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{BlobRef, Event, Kind, Spec};
 use learner::Learner;
 use report::{Pace, Usage};
+use selection::Chosen;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -40,6 +45,12 @@ pub struct TrainRun<'a> {
     pub pairs: Pairs<'a>,
     /// What the caption loss asks.
     pub language_model: Option<&'a LanguageModel>,
+    /// The text encoder, where it is trained too.
+    pub text_encoder: Option<&'a Untrained>,
+    /// What the method takes from other models.
+    pub given: &'a Given,
+    /// Images that hold the encoder near θ0.
+    pub kept: &'a Kept,
     /// A resume state of the same spec and backbone to go on from.
     pub resume: Option<&'a Path>,
     /// The attempt's folder: resume states and the checkpoint go there.
@@ -62,6 +73,8 @@ pub struct Pairs<'a> {
     pub embeddings: Option<&'a Tensor>,
     /// Token ids of each distinct caption; for the caption loss.
     pub ids: &'a [Vec<i64>],
+    /// Each distinct caption as a method reads it, [tokens, text]; empty where none does.
+    pub texts: &'a [Tensor],
 }
 
 /// The images of one step after the other: u8 [pairs of the step, 3, image_size, image_size] in the order's sequence,
@@ -76,13 +89,14 @@ pub type Images = Box<dyn Iterator<Item = Result<(Tensor, Duration)>>>;
 pub fn train(mut run: TrainRun) -> Result<BlobRef> {
     let recipe = Recipe::of(run.spec)?;
     run.check(&recipe)?;
+    let Chosen { recipe, values } = selection::choose(&run, recipe)?;
     let mut states: Vec<PathBuf> = run.resume.iter().map(|state| state.to_path_buf()).collect();
     let mut rollbacks = 0;
     loop {
         let from = states.last().cloned();
         let (mut learner, begin) = Learner::new(&run, &recipe, from.as_deref())?;
         learner.watch.rollbacks = learner.watch.rollbacks.max(rollbacks);
-        match steps(&mut run, &recipe, &mut learner, begin, &mut states) {
+        match steps(&mut run, &recipe, &mut learner, begin, &mut states, &values) {
             Ok(()) => return finish(&mut run, &recipe, &learner),
             Err(error) => {
                 let Some(diverged) = error.downcast_ref::<Diverged>() else { return Err(error) };
@@ -105,13 +119,15 @@ pub fn train(mut run: TrainRun) -> Result<BlobRef> {
     }
 }
 
-/// The steps from `begin` to the last. To `states` are added those that a rollback can go back to.
+/// The steps from `begin` to the last. To `states` are added those that a rollback can go back to; `chosen_by` is told
+/// with the first step, whose loss is θ0's as well.
 fn steps(
     run: &mut TrainRun,
     recipe: &Recipe,
     learner: &mut Learner,
     begin: u64,
     states: &mut Vec<PathBuf>,
+    chosen_by: &BTreeMap<String, f64>,
 ) -> Result<()> {
     let training = &recipe.training;
     let order = order(recipe, run.pairs.count);
@@ -141,8 +157,12 @@ fn steps(
             values.insert("gradient_norm".to_owned(), norm);
         }
         values.extend(learner.values());
+        if step == 0 {
+            values.extend(chosen_by.clone());
+        }
         if done % NORMS_EVERY == 0 || last {
             values.extend(learner.norms());
+            values.extend(batches.first().into_iter().flat_map(|batch| learner.tells(batch)));
             values.extend(pace.usage().map(Usage::values).into_iter().flatten());
         }
         if let Some((name, value)) = values.iter().find(|(_, value)| !value.is_finite()) {
@@ -170,7 +190,7 @@ fn finish(run: &mut TrainRun, recipe: &Recipe, learner: &Learner) -> Result<Blob
         safetensors::write(&path, &tensors, &metadata)?
     } else {
         let (theta1, theta0) = (learner.theta1(), &learner.added_theta0);
-        checkpoint::write(&path, run.backbone, recipe, step, &theta1, theta0)?
+        checkpoint::write(&path, run.backbone, recipe, step, (&theta1, theta0), run.given.widths)?
     };
     (run.journal)(Event::Checkpoint {
         step,
@@ -195,8 +215,9 @@ impl TrainRun<'_> {
         let captions = self.pairs.captions;
         ensure!(self.pairs.count >= 2, "there are {} images to train on; two are needed", self.pairs.count);
         if objective.contrastive.is_some() {
-            let embeddings = self.pairs.embeddings.context("the contrastive loss needs embedded captions")?;
-            let distinct = embeddings.size()[0] as usize;
+            let embedded = self.pairs.embeddings.map(|embeddings| embeddings.size()[0] as usize);
+            let read = self.text_encoder.map(Untrained::captions);
+            let distinct = read.or(embedded).context("the contrastive loss needs embedded captions")?;
             ensure!(
                 distinct >= 2,
                 "the captions hold {distinct} distinct texts; a contrastive loss needs two at least"
@@ -206,6 +227,11 @@ impl TrainRun<'_> {
         if objective.caption.is_some() {
             let distinct = self.pairs.ids.len();
             ensure!(captions.iter().all(|row| *row < distinct), "a caption has no tokens");
+        }
+        if let Some(reads) = recipe.method.reads() {
+            let distinct = self.pairs.texts.len();
+            let all = !captions.is_empty() && captions.iter().all(|row| *row < distinct);
+            ensure!(all, "a caption has no {:?} for the method to read", reads.form);
         }
         Ok(())
     }
@@ -225,7 +251,14 @@ impl Pairs<'_> {
                 captions => indices.iter().map(|index| captions[*index] as i64).collect(),
             };
             let captions = Tensor::from_slice(&rows).to_device(pixels.device());
+            let reads = recipe.method.reads().filter(|_| !self.texts.is_empty());
             Batch {
+                text: reads.map(|reads| {
+                    let mut draws = initial::stream(recipe.seed, &format!("caption_dropout/{step}/{at}"));
+                    let text =
+                        |row: &i64| (draws.uniform() >= reads.caption_dropout, &self.texts[*row as usize]);
+                    Text::of(rows.iter().map(text), pixels.device())
+                }),
                 embeddings: self.embeddings.map(|embeddings| embeddings.index_select(0, &captions)),
                 ids: match self.ids {
                     [] => Vec::new(),
@@ -234,6 +267,7 @@ impl Pairs<'_> {
                 captions,
                 // One stream for each image: which patches go depends on the batch's composition in nothing else.
                 noise: masks.then(|| initial::stream(recipe.seed, &format!("mask/{step}/{at}"))),
+                dropout: initial::stream(recipe.seed, &format!("dropout/{step}/{at}")),
                 pixels,
             }
         };
@@ -261,5 +295,7 @@ impl Losses {
     }
 }
 
+#[cfg(test)]
+mod reading_tests;
 #[cfg(test)]
 mod tests;

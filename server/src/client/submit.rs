@@ -86,6 +86,16 @@ async fn upload_files(server: &Server, spec: &mut Value, beside: &Path) -> Resul
         let sha256 = upload(server, &path).await?;
         spec["weights"][end] = json!({ "blob": sha256 });
     }
+    if let Some(Value::Array(soup)) = spec.pointer_mut("/weights/theta1/soup/checkpoints") {
+        for entry in soup {
+            let Some(file) = entry.as_str() else { continue };
+            let path = [PathBuf::from(file), beside.join(file)].into_iter().find(|path| path.is_file());
+            // Otherwise the digest of a checkpoint that the server has.
+            if let Some(path) = path {
+                *entry = json!(upload(server, &path).await?);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -54,7 +54,7 @@ pub fn identity(method: &str) -> Identity {
         "ladder" => (8, Marker::Wye, false),
         "fusion" => (1, Marker::Circle, true),
         "reprogram" => (2, Marker::Square, true),
-        "linear_map" => (3, Marker::Triangle, true),
+        "cross_modal" => (3, Marker::Triangle, true),
         "moe" => (4, Marker::Star, true),
         _ => (8, Marker::Hexagon, true),
     };
@@ -162,7 +162,7 @@ mod tests {
             "ladder",
             "fusion",
             "reprogram",
-            "linear_map",
+            "cross_modal",
             "moe",
         ];
         let looks: std::collections::HashSet<String> =

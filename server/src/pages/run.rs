@@ -24,7 +24,7 @@ use axum::{
     extract::{Path, Query, State},
     response::{IntoResponse, Redirect, Response},
 };
-use causeway_protocol::{Environment, RunProgress, Spec};
+use causeway_protocol::{Description, Environment, Retention, RunProgress, Spec};
 use serde::Deserialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -62,6 +62,10 @@ struct RunPage {
     latest: Vec<(String, String)>,
     attempts: Vec<AttemptView>,
     facts: Vec<(&'static str, String)>,
+    /// The method and what holds it back, in words.
+    told: Vec<Description>,
+    /// Whether the encoder was shown what its output was compared with.
+    leak: bool,
     checkpoint: Option<CheckpointView>,
     figure: Option<FigureView>,
     protocols: Vec<Choice>,
@@ -146,6 +150,8 @@ pub async fn show(
         latest: latest(pool, id).await?,
         attempts: run.attempt_list.iter().rev().map(attempt_view).collect(),
         facts: facts(&run),
+        told: spec.as_ref().map(told).unwrap_or_default(),
+        leak: spec.as_ref().and_then(|spec| spec.method.as_ref()?.reads()).is_some_and(|reads| reads.leak),
         checkpoint: checkpoint(pool, &run).await?,
         figure,
         protocols,
@@ -317,6 +323,11 @@ fn facts(run: &Run) -> Vec<(&'static str, String)> {
         facts.push(("tags", summary.tags.join(", ")));
     }
     facts
+}
+
+fn told(spec: &Spec) -> Vec<Description> {
+    let method = spec.method.iter().map(causeway_protocol::Method::description);
+    method.chain(spec.retention.iter().flat_map(Retention::descriptions)).collect()
 }
 
 fn attempt_view(attempt: &Attempt) -> AttemptView {

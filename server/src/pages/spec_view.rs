@@ -65,25 +65,40 @@ pub fn is_around(path: &str) -> bool {
     AROUND.contains(&path)
 }
 
+/// Most values in a label.
+const LABEL_PARTS: usize = 3;
+
 /// Labels for lines of one method: the method's word, and where there are several variants of it, the values in which
-/// they differ.
+/// they differ. A part that only some of them have, such as a term of the loss, is named where it is there.
 pub fn labels(specs: &[(&str, &Value)]) -> Vec<String> {
     let labels = specs.iter().map(|(method, spec)| {
         let peers: Vec<Value> =
             specs.iter().filter(|(m, _)| m == method).map(|(_, s)| (*s).clone()).collect();
-        let differing = crate::checkpoints::differing(&peers);
-        let mut parts = vec![method.replace('_', " ")];
-        for path in differing.keys().filter(|path| !is_around(path)).take(3) {
-            let value = path.split('.').try_fold(*spec, |value, name| value.get(name));
-            let name = path.rsplit('.').next().unwrap_or(path).replace('_', " ");
-            let value = value.map_or("absent".to_owned(), words);
-            // Digests are told apart by their beginnings.
-            let value = if value.len() == 64 { value[..8].to_owned() } else { value };
-            parts.push(format!("{name} {value}"));
+        let mut parts = Vec::new();
+        for path in crate::checkpoints::differing(&peers).keys().filter(|path| !is_around(path)) {
+            let Some(value) = at(spec, path) else { continue };
+            let (whole, leaf) = path.rsplit_once('.').unwrap_or(("", path));
+            let others: Vec<&Value> = peers.iter().filter_map(|peer| at(peer, path)).collect();
+            if others.len() < peers.len() {
+                parts.push(whole.rsplit('.').next().unwrap_or(whole).replace('_', " "));
+            }
+            if others.iter().any(|other| *other != value) {
+                let value = words(value);
+                // Digests are told apart by their beginnings.
+                let value = if value.len() == 64 { &value[..8] } else { &value };
+                parts.push(format!("{} {value}", leaf.replace('_', " ")));
+            }
         }
+        parts.dedup();
+        parts.truncate(LABEL_PARTS);
+        parts.insert(0, method.replace('_', " "));
         parts.join(" · ")
     });
     labels.collect()
+}
+
+fn at<'a>(spec: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(spec, |value, name| value.get(name))
 }
 
 #[cfg(test)]
@@ -128,5 +143,16 @@ mod tests {
         assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter · rank 8", "adapter · rank 16"]);
         b = json!({"seed": 1, "method": {"rank": 8}});
         assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter", "adapter"]);
+    }
+
+    #[test]
+    fn a_part_that_only_some_have_is_named_where_it_is() {
+        let with = |weight: f64| json!({"retention": {"l2_sp": {"weight": weight}}});
+        let (bare, light, heavy) = (json!({}), with(0.01), with(1.0));
+        assert_eq!(labels(&[("full", &bare), ("full", &light)]), ["full", "full · l2 sp"]);
+        assert_eq!(
+            labels(&[("full", &bare), ("full", &light), ("full", &heavy)]),
+            ["full", "full · l2 sp · weight 0.01", "full · l2 sp · weight 1.0"]
+        );
     }
 }

@@ -132,15 +132,26 @@ async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()
     let ends =
         [("weights.theta0", Some(&spec.weights.theta0)), ("weights.theta1", spec.weights.theta1.as_ref())];
     for (field, source) in ends {
-        let Some(WeightSource::Blob(sha256)) = source else { continue };
-        let there =
-            sqlx::query_scalar!(r#"select exists (select from blob where sha256 = $1) as "there!""#, sha256)
-                .fetch_one(&mut *conn)
-                .await?;
-        if !there {
-            let rule =
-                "names a blob the server does not have: PUT it to /api/v1/blobs/{sha256} first".to_owned();
-            problems.push(Problem { field: format!("{field}.blob"), rule });
+        let named: Vec<(String, &String)> = match source {
+            Some(WeightSource::Blob(sha256)) => vec![(format!("{field}.blob"), sha256)],
+            Some(WeightSource::Soup(soup)) => {
+                let checkpoints = soup.checkpoints.iter().enumerate();
+                checkpoints.map(|(at, sha256)| (format!("{field}.soup.checkpoints[{at}]"), sha256)).collect()
+            }
+            _ => Vec::new(),
+        };
+        for (field, sha256) in named {
+            let there = sqlx::query_scalar!(
+                r#"select exists (select from blob where sha256 = $1) as "there!""#,
+                sha256
+            )
+            .fetch_one(&mut *conn)
+            .await?;
+            if !there {
+                let rule = "names a blob the server does not have: PUT it to /api/v1/blobs/{sha256} first"
+                    .to_owned();
+                problems.push(Problem { field, rule });
+            }
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }

@@ -1,6 +1,7 @@
 //! What a training learns from: the images with their captions, checked against the evaluation's datasets, and what has
 //! read the captions beforehand.
 
+use super::kept::kept;
 use super::narrate::say;
 use crate::data::asset::{Asset, AssetKind, Library};
 use crate::data::augment::{Augment, Frame, RATIO};
@@ -8,12 +9,16 @@ use crate::data::captions::Captions;
 use crate::data::leaks::{self, Likeness, Scanned};
 use crate::data::loader::{AHEAD, Feed, KEEP_BYTES, Loader};
 use crate::evaluate::sweep::Measured;
+use crate::methods::token_replay::{MEMORY, memory};
+use crate::methods::{Given, Widths, cross_modal};
 use crate::models::language::LanguageModel;
 use crate::models::text::TextEncoder;
+use crate::objectives::text_tower::Untrained;
 use crate::order::Order;
+use crate::retention::Kept;
 use crate::train::{Images, Pairs};
 use anyhow::{Context, Result};
-use causeway_protocol::{Event, Preprocess, Spec, Training};
+use causeway_protocol::{CaptionForm, Event, Method, Preprocess, Reading, Spec, Training};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
@@ -27,6 +32,13 @@ pub struct Material {
     /// The model that the caption loss asks.
     pub language_model: Option<LanguageModel>,
     ids: Vec<Vec<i64>>,
+    texts: Vec<Tensor>,
+    /// What the method takes from other models.
+    pub given: Given,
+    /// Images that hold the encoder near θ0.
+    pub kept: Kept,
+    /// The text encoder and the captions' tokens, where it is trained too.
+    pub text_encoder: Option<Untrained>,
     /// Opens the batches of some steps.
     open: Box<dyn Fn(Order, Range<u64>) -> Result<Images>>,
 }
@@ -53,17 +65,14 @@ impl Material {
         say(&format!("captions {}: {}", named.asset, captions.account));
         check_leaks(&captions, datasets, named.allow_leaks, threads)?;
 
-        let embeddings = named.text_encoder.as_ref().map(|name| {
-            let asset = library.get(name, AssetKind::TextEncoder)?;
-            asset.verify()?;
-            let encoder = TextEncoder::open(&asset.folder, asset.manifest.format)?;
+        let encoder = named.text_encoder.as_ref().map(|name| text_encoder(name, library)).transpose()?;
+        let still = encoder.as_ref().filter(|_| !named.train_text_encoder);
+        let embeddings = still.map(|encoder| {
             let embeddings = encoder.embed(&captions.distinct); // [distinct, text]
-            embeddings.with_context(|| format!("embedding the captions with `{name}`"))
+            embeddings.context("embedding the captions")
         });
         let language_model = objective.caption.as_ref().map(|caption| {
-            let asset = library.get(&caption.language_model, AssetKind::LanguageModel)?;
-            asset.verify()?;
-            let model = LanguageModel::open(&asset.folder, asset.manifest.format)?;
+            let model = language_model(&caption.language_model, library)?;
             anyhow::Ok(model.to_device(device))
         });
         let language_model = language_model.transpose()?;
@@ -74,8 +83,29 @@ impl Material {
             }
         };
         let open = opener(&captions, training, device, threads);
-        let embeddings = embeddings.transpose()?.map(|embeddings| embeddings.to_device(device));
-        Ok(Material { captions, embeddings, language_model, ids, open })
+        let embeddings = embeddings.transpose()?;
+        let form = spec.method.as_ref().and_then(|method| method.reads()).map(|reads| reads.form);
+        let texts = match (form, &encoder, &embeddings) {
+            (Some(CaptionForm::Embedding), _, Some(embeddings)) => embeddings.split(1, 0),
+            (Some(CaptionForm::Tokens), Some(encoder), _) => encoder.token_rows(&captions.distinct)?,
+            _ => Vec::new(),
+        };
+        let mut given = Given { widths: widths(spec, library)?, ..Given::default() };
+        if let Some(Method::TokenReplay(own)) = &spec.method
+            && own.reading == Reading::A
+        {
+            let memory = memory::prototypes(&texts, own.memory, spec.seed);
+            given.tensors.insert(MEMORY, memory.context("making the replay memory")?);
+        }
+        if let Some(Method::CrossModal(own)) = &spec.method {
+            let model = self::language_model(&own.language_model, library)?;
+            given.tensors.insert(cross_modal::TABLE, cross_modal::dictionary(&model, own.words)?);
+        }
+        let embeddings = embeddings.map(|embeddings| embeddings.to_device(device));
+        let kept = kept(spec, library, &captions, datasets, threads)?;
+        let trained = encoder.filter(|_| named.train_text_encoder);
+        let text_encoder = trained.map(|encoder| Untrained::new(encoder, &captions.distinct)).transpose()?;
+        Ok(Material { captions, embeddings, language_model, ids, texts, given, kept, text_encoder, open })
     }
 
     /// What was read, for the journal.
@@ -96,8 +126,42 @@ impl Material {
             captions: &self.captions.rows,
             embeddings: self.embeddings.as_ref(),
             ids: &self.ids,
+            texts: &self.texts,
         }
     }
+}
+
+fn text_encoder(name: &str, library: &Library) -> Result<TextEncoder> {
+    let asset = library.get(name, AssetKind::TextEncoder)?;
+    asset.verify()?;
+    TextEncoder::open(&asset.folder, asset.manifest.format)
+}
+
+fn language_model(name: &str, library: &Library) -> Result<LanguageModel> {
+    let asset = library.get(name, AssetKind::LanguageModel)?;
+    asset.verify()?;
+    LanguageModel::open(&asset.folder, asset.manifest.format)
+}
+
+/// How wide what a spec's method takes from other models is.
+///
+/// # Errors
+/// An asset that is missing or damaged.
+pub fn widths(spec: &Spec, library: &Library) -> Result<Widths> {
+    let mut widths = Widths::default();
+    let Some(method) = &spec.method else { return Ok(widths) };
+    let named = spec.captions.as_ref().and_then(|captions| captions.text_encoder.as_ref());
+    if let (Some(reads), Some(name)) = (method.reads(), named) {
+        let encoder = text_encoder(name, library)?;
+        widths.text = match reads.form {
+            CaptionForm::Embedding => encoder.dim(),
+            CaptionForm::Tokens => encoder.token_dim(),
+        };
+    }
+    if let Method::CrossModal(own) = method {
+        widths.word = language_model(&own.language_model, library)?.dim();
+    }
+    Ok(widths)
 }
 
 /// The asset with the spec's own choice of images.

@@ -1,7 +1,7 @@
 //! What a training process says while it works: a few lines for the person who opens its log. The numbers themselves
 //! are in the journal.
 
-use causeway_protocol::Event;
+use causeway_protocol::{Event, Method, Objective};
 use std::io::Write;
 
 /// Steps between two lines about the loss.
@@ -17,6 +17,37 @@ pub fn narrate(event: &Event) {
 /// Prints a line. A log that cannot be written must not end the work.
 pub fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// What a method that reads captions is shown in a training.
+pub fn shown(method: &Method, objective: &Objective) -> Option<String> {
+    let reads = method.reads()?;
+    let (name, without) = (method.as_str(), reads.without);
+    let percent = 100.0 * reads.caption_dropout;
+    let compared = objective.contrastive.is_some() || objective.caption.is_some();
+    let who = match (objective.reconstruction.is_some(), compared, reads.leak) {
+        (_, true, true) => {
+            "every term, also what the encoder's output is compared with (leak = true): such a \
+                            loss can fall without a look at the image"
+        }
+        (true, true, false) => "the reconstruction alone; what is compared with a caption has not seen it",
+        (true, false, _) => "the reconstruction",
+        (false, ..) => {
+            return Some(format!(
+                "{name} reads captions, but here the encoder never sees one: there is no reconstruction, and \
+                 what is compared with a caption must not have seen it (leak = false). In its place: {without}"
+            ));
+        }
+    };
+    Some(format!(
+        "{name} shows captions to {who}. In place of a caption, and for {percent} % of them: {without}"
+    ))
+}
+
+/// What a method that reads captions is given in an evaluation.
+pub fn evaluated(method: &Method) -> Option<String> {
+    let without = method.reads()?.without;
+    Some(format!("{} is evaluated without captions. In their place: {without}", method.as_str()))
 }
 
 fn line(event: &Event) -> Option<String> {
@@ -60,6 +91,7 @@ fn line(event: &Event) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
     use std::collections::BTreeMap;
 
     #[test]
@@ -68,5 +100,32 @@ mod tests {
         assert_eq!(line(&metrics(1)).unwrap(), "step 1: loss 2.5000");
         assert_eq!(line(&metrics(2)), None);
         assert_eq!(line(&metrics(10)).unwrap(), "step 10: loss 2.5000");
+    }
+
+    #[test]
+    fn a_log_says_who_is_shown_captions_and_what_stands_in_for_them() {
+        let say = |method: Value, objective: Value| {
+            let (method, objective) =
+                (serde_json::from_value(method).unwrap(), serde_json::from_value(objective).unwrap());
+            (shown(&method, &objective).unwrap_or_default(), evaluated(&method).unwrap_or_default())
+        };
+        let (both, contrastive) =
+            (json!({"contrastive": {}, "reconstruction": {}}), json!({"contrastive": {}}));
+        let film = json!({"kind": "film", "generator": {"caption_dropout": 0.25}});
+        let (trained, evaluated) = say(film.clone(), both.clone());
+        assert_eq!(
+            trained,
+            "film shows captions to the reconstruction alone; what is compared with a caption has not seen it. \
+             In place of a caption, and for 25 % of them: a learned null text"
+        );
+        assert_eq!(evaluated, "film is evaluated without captions. In their place: a learned null text");
+        assert!(say(film, contrastive.clone()).0.contains("the encoder never sees one"));
+        let replay = json!({"kind": "token_replay", "leak": true});
+        let (trained, evaluated) = say(replay, contrastive);
+        assert!(trained.contains("leak = true"), "{trained}");
+        assert!(evaluated.ends_with("a replay memory of the training captions"), "{evaluated}");
+        let drop = say(json!({"kind": "fusion", "null_text": "drop"}), json!({"reconstruction": {}}));
+        assert!(drop.0.contains("to the reconstruction.") && drop.1.ends_with("no text at all"), "{drop:?}");
+        assert_eq!(say(json!({"kind": "film"}), both), (String::new(), String::new()));
     }
 }

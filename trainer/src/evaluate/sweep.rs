@@ -1,6 +1,7 @@
 //! The α sweep: k-NN accuracy of every θ_α on every dataset. Images are decoded and resized once, and α is the inner
-//! loop over weights that all stay in memory. Which points are known already decides which θ_α are asked, never how
-//! images are put into batches, so a point has the same bits whether it is computed alone or in a sweep.
+//! loop over weights that all stay in memory; the blocks before the first that differs are computed once for all α.
+//! Which points are known already decides which θ_α are asked, never how images are put into batches, so a point has
+//! the same bits whether it is computed alone or in a sweep.
 
 use super::knn::{self, Question};
 use crate::data::asset::{AssetKind, Library};
@@ -149,8 +150,9 @@ impl Sweep<'_> {
         for (at, batch) in batches.iter().enumerate() {
             let pixels = pixels::batch(batch.iter().copied(), how, size)?.to_device(device);
             let pixels = self.line.config().normalise(&pixels); // [batch, 3, size, size]
+            let stem = self.line.stem(&pixels);
             for (encoder, features) in encoders.iter().zip(&mut features) {
-                features.push(encoder.features(&pixels));
+                features.push(encoder.features_with(stem.as_ref(), &pixels));
                 let doing = || format!("{}, batch {} of {}", dataset.title, at + 1, batches.len());
                 if let Some(progress) = pace.after(batch.len() as u64, doing) {
                     (self.emit)(Event::Progress(progress))?;
@@ -169,20 +171,8 @@ impl Sweep<'_> {
         alpha: Alpha,
         features: &Tensor,
     ) -> Result<Vec<PointRecord>> {
-        let dataset = &measured.dataset;
-        let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
-        let bank_size = dataset.bank.len() as i64;
-        let (bank_labels, query_labels) = (labels(&dataset.bank), labels(dataset.queries()));
-        let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));
-        let question = Question {
-            bank: &features.narrow(0, 0, bank_size),
-            bank_labels: &bank_labels,
-            queries: queries.as_ref(),
-            query_labels: &query_labels,
-            classes: dataset.classes.len(),
-        };
         let ks: Vec<u32> = places.iter().map(|place| protocols[*place].k).collect();
-        let scores = knn::score(&question, &ks, self.evaluation.temperature)
+        let scores = score(&measured.dataset, features, &ks, self.evaluation.temperature)
             .with_context(|| format!("at α = {alpha}"))?;
         let record = |(place, score): (&usize, knn::Score)| PointRecord {
             backbone: self.backbone.to_owned(),
@@ -190,7 +180,7 @@ impl Sweep<'_> {
             dataset: measured.digest.clone(),
             protocol: protocols[*place].clone(),
             alpha,
-            n: query_labels.len() as u32,
+            n: measured.dataset.queries().len() as u32,
             correct: score.hits.count(),
             correct_top5: score.correct_top5,
             hits: score.hits,
@@ -198,6 +188,27 @@ impl Sweep<'_> {
         };
         Ok(places.iter().zip(scores).map(record).collect())
     }
+}
+
+/// k-NN of a dataset for each k.
+///
+/// # Shapes
+/// `features` [images, dim], f32, the bank's first
+///
+/// # Errors
+/// Features that are not finite.
+pub fn score(dataset: &Dataset, features: &Tensor, ks: &[u32], temperature: f64) -> Result<Vec<knn::Score>> {
+    let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
+    let bank_size = dataset.bank.len() as i64;
+    let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));
+    let question = Question {
+        bank: &features.narrow(0, 0, bank_size),
+        bank_labels: &labels(&dataset.bank),
+        queries: queries.as_ref(),
+        query_labels: &labels(dataset.queries()),
+        classes: dataset.classes.len(),
+    };
+    knn::score(&question, ks, temperature)
 }
 
 impl Measured {

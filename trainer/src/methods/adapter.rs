@@ -1,146 +1,143 @@
-//! Adapter+ (arXiv 2406.06820): after every block, x + s ⊙ Up(GELU(Down x)), with a learned scale s for each channel
-//! and no LayerNorm inside. The backbone stays frozen, its LayerNorms too.
+//! Bottleneck adapters: A(x) = s ⊙ Up(act(Down x)), added at one of six places (`AdapterForm`). The backbone stays
+//! frozen, its LayerNorms too.
+//!
+//! Sources: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (arXiv 2005.00247), AdaptFormer (arXiv 2205.13535),
+//! Adapter+ (arXiv 2406.06820).
 
-use super::Added;
+use super::{Added, Pass, Site, Start, Tuner, acts_in, blocks, first_block};
 use crate::models::vit::VitConfig;
-use crate::weights::{Tensors, initial};
-use causeway_protocol::AdapterInit;
+use crate::weights::initial;
+use anyhow::Result;
+use causeway_protocol::{Adapter, AdapterForm, AdapterInit};
 use tch::{Device, Kind, Tensor};
 
-/// Standard deviation of the matrices at the start, before values beyond 2σ are drawn again (Houlsby, arXiv
-/// 1902.00751, as Adapter+ uses it).
+/// Standard deviation of the matrices at the start, before values beyond 2σ are drawn again (Houlsby, as Adapter+ uses
+/// it).
 const SIGMA: f64 = 0.01;
+/// ε of Pfeiffer's own LayerNorm.
+const EPS: f64 = 1e-6;
 
-/// The adapters' tensors. θ0 has Up = 0 whatever the start, and Down as at the start: were Down 0 as well, the
-/// adapter's output would vanish with α² instead of α.
-pub fn added(config: &VitConfig, rank: i64, init: AdapterInit, learned_scale: bool, seed: u64) -> Added {
-    let float = (Kind::Float, Device::Cpu);
-    let dim = config.dim;
-    let mut added = Added::default();
-    for block in 0..config.depth {
-        let mut add = |leaf: &str, start: Tensor, theta0: Tensor| {
-            added.start.insert(name(block, leaf), start);
-            added.theta0.insert(name(block, leaf), theta0);
-        };
-        let mut add_same = |leaf: &str, value: Tensor| {
-            let again = value.shallow_clone();
-            add(leaf, value, again);
-        };
-        let draw =
-            |leaf: &str, shape: &[i64]| initial::truncated_normal(seed, &name(block, leaf), shape, SIGMA);
-        add_same("down.weight", draw("down.weight", &[rank, dim]));
-        add_same("down.bias", Tensor::zeros([rank], float));
-        add_same("up.bias", Tensor::zeros([dim], float));
-        if learned_scale {
-            add_same("scale", Tensor::ones([dim], float));
+/// Adapters as a spec describes them.
+pub struct Adapters(pub Adapter);
+
+impl Adapters {
+    /// The names of a block's adapters: Houlsby has two, the others one.
+    fn modules(&self) -> &'static [&'static str] {
+        match self.0.form {
+            AdapterForm::Houlsby => &["adapter_attn", "adapter_mlp"],
+            _ => &["adapter"],
         }
-        let zero = Tensor::zeros([dim, rank], float);
-        let up = match init {
-            AdapterInit::Zero => zero.shallow_clone(),
-            AdapterInit::Houlsby => draw("up.weight", &[dim, rank]),
+    }
+}
+
+impl Tuner for Adapters {
+    /// θ0 has Up = 0 whatever the start, and Down as at the start: were Down 0 as well, the adapter's output would
+    /// vanish with α² instead of α.
+    fn added(&self, site: &Site, seed: u64) -> Result<Added> {
+        let float = (Kind::Float, Device::Cpu);
+        let (dim, rank) = (site.config.dim, i64::from(self.0.rank));
+        let mut added = Added::default();
+        for block in blocks(self.0.blocks.as_deref(), site.config)? {
+            for module in self.modules() {
+                let name = |leaf: &str| format!("blocks.{block}.{module}.{leaf}");
+                let normal =
+                    |leaf: &str, shape: &[i64]| initial::truncated_normal(seed, &name(leaf), shape, SIGMA);
+                let down = match self.0.init {
+                    AdapterInit::Zero | AdapterInit::Houlsby => normal("down.weight", &[rank, dim]),
+                    AdapterInit::Lora => {
+                        initial::uniform(seed, &name("down.weight"), &[rank, dim], (dim as f64).powf(-0.5))
+                    }
+                };
+                added.add(name("down.weight"), down);
+                added.add(name("down.bias"), Tensor::zeros([rank], float));
+                added.add(name("up.bias"), Tensor::zeros([dim], float));
+                if self.0.has_learned_scale() {
+                    added.add(name("scale"), Tensor::ones([dim], float));
+                }
+                if self.0.form == AdapterForm::Pfeiffer {
+                    added.add(name("norm.weight"), Tensor::ones([dim], float));
+                    added.add(name("norm.bias"), Tensor::zeros([dim], float));
+                }
+                let zero = Tensor::zeros([dim, rank], float);
+                let up = match self.0.init {
+                    AdapterInit::Zero | AdapterInit::Lora => zero.shallow_clone(),
+                    AdapterInit::Houlsby => normal("up.weight", &[dim, rank]),
+                };
+                added.add_from(name("up.weight"), up, zero);
+            }
+        }
+        Ok(added)
+    }
+
+    fn trains(&self, name: &str) -> bool {
+        name.contains(".adapter")
+    }
+
+    fn untouched_blocks(&self, _config: &VitConfig) -> Option<i64> {
+        Some(first_block(self.0.blocks.as_deref()))
+    }
+
+    fn begin<'a>(&'a self, start: Start<'a>) -> Box<dyn Pass + 'a> {
+        Box::new(Adapting { own: self, start })
+    }
+}
+
+struct Adapting<'a> {
+    own: &'a Adapters,
+    start: Start<'a>,
+}
+
+impl Adapting<'_> {
+    /// `to` + A(x) of the block's module, if the adapters have this form and sit in this block.
+    ///
+    /// # Shapes
+    /// [batch, tokens, dim] → the same
+    fn add(&self, form: AdapterForm, block: i64, module: &str, x: &Tensor, to: Tensor) -> Tensor {
+        let Adapter { form: own, blocks, .. } = &self.own.0;
+        if *own != form || !acts_in(blocks.as_deref(), block) {
+            return to;
+        }
+        let at = |leaf: &str| &self.start.tensors[&format!("blocks.{block}.{module}.{leaf}")];
+        let hidden = x.linear(at("down.weight"), Some(at("down.bias"))); // [batch, tokens, rank]
+        let hidden = match form {
+            AdapterForm::Parallel => hidden.relu(),
+            _ => hidden.gelu("none"),
         };
-        add("up.weight", up, zero);
-    }
-    added
-}
-
-/// Whether training may change the tensor of that name: the adapters only.
-pub fn trains(name: &str) -> bool {
-    name.contains(".adapter.")
-}
-
-/// x + s ⊙ Up(GELU(Down x)).
-///
-/// # Shapes
-/// [batch, tokens, dim] → the same
-pub fn forward(tensors: &Tensors, block: i64, learned_scale: bool, x: Tensor) -> Tensor {
-    let at = |leaf: &str| &tensors[&name(block, leaf)];
-    let hidden = x.linear(at("down.weight"), Some(at("down.bias"))).gelu("none"); // [batch, tokens, rank]
-    let y = hidden.linear(at("up.weight"), Some(at("up.bias")));
-    match learned_scale {
-        true => x.addcmul(&y, at("scale")),
-        false => x + y,
+        let y = hidden.linear(at("up.weight"), Some(at("up.bias")));
+        let scale = self.own.0.fixed_scale();
+        let y = if scale == 1.0 { y } else { y * scale };
+        match self.own.0.has_learned_scale() {
+            true => to.addcmul(&y, at("scale")),
+            false => to + y,
+        }
     }
 }
 
-fn name(block: i64, leaf: &str) -> String {
-    format!("blocks.{block}.adapter.{leaf}")
+impl Pass for Adapting<'_> {
+    fn attended(&mut self, block: i64, y: Tensor) -> Tensor {
+        self.add(AdapterForm::Houlsby, block, "adapter_attn", &y.shallow_clone(), y)
+    }
+
+    fn between(&mut self, block: i64, x: Tensor) -> Tensor {
+        self.add(AdapterForm::Pre, block, "adapter", &x.shallow_clone(), x)
+    }
+
+    fn mlp(&mut self, block: i64, y: Tensor) -> Tensor {
+        let y = self.add(AdapterForm::Houlsby, block, "adapter_mlp", &y.shallow_clone(), y);
+        self.add(AdapterForm::Intermediate, block, "adapter", &y.shallow_clone(), y)
+    }
+
+    fn after_block(&mut self, block: i64, middle: &Tensor, x: Tensor) -> Tensor {
+        let x = self.add(AdapterForm::AdapterPlus, block, "adapter", &x.shallow_clone(), x);
+        let x = self.add(AdapterForm::Parallel, block, "adapter", middle, x);
+        if self.own.0.form != AdapterForm::Pfeiffer || !acts_in(self.own.0.blocks.as_deref(), block) {
+            return x;
+        }
+        let at = |leaf: &str| &self.start.tensors[&format!("blocks.{block}.adapter.norm.{leaf}")];
+        let normed = x.layer_norm([self.start.config.dim], Some(at("weight")), Some(at("bias")), EPS, false);
+        self.add(AdapterForm::Pfeiffer, block, "adapter", &normed, x)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::models::vit::{Vit, tiny};
-    use causeway_protocol::Method;
-
-    fn method(init: AdapterInit) -> Method {
-        Method::Adapter { rank: 8, init, learned_scale: true }
-    }
-
-    #[test]
-    fn a_vit_b_16_gets_165_984_values() {
-        let config = VitConfig::default();
-        let without_scale = added(&config, 8, AdapterInit::Zero, false, 0).start;
-        assert_eq!(without_scale.values(), 12 * (2 * 768 * 8 + 8 + 768));
-        let with_scale = added(&config, 8, AdapterInit::Zero, true, 0).start;
-        assert_eq!(with_scale.values(), 165_984);
-    }
-
-    #[test]
-    fn at_the_start_up_has_a_gradient_and_down_and_scale_have_none() {
-        let backbone = tiny(true);
-        let vit = Vit::new(&backbone.config, &method(AdapterInit::Zero));
-        let mut tensors = backbone.tensors.share();
-        let mut trained = Vec::new();
-        for (name, start) in added(&backbone.config, 8, AdapterInit::Zero, true, 3).start.iter() {
-            let leaf = start.copy().set_requires_grad(true);
-            tensors.insert(name, leaf.shallow_clone());
-            trained.push((name.to_owned(), leaf));
-        }
-        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
-        let loss = vit.features(&tensors, &pixels).square().sum(Kind::Float);
-        let leaves: Vec<&Tensor> = trained.iter().map(|(_, leaf)| leaf).collect();
-        let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
-        for ((name, _), gradient) in trained.iter().zip(gradients) {
-            let largest = gradient.abs().max().double_value(&[]);
-            assert_eq!(largest > 0.0, name.contains(".up."), "{name}: {largest}");
-        }
-    }
-
-    #[test]
-    fn houlsby_starts_near_the_identity_but_its_theta0_is_the_identity() {
-        let backbone = tiny(true);
-        let method = method(AdapterInit::Houlsby);
-        let vit = Vit::new(&backbone.config, &method);
-        let added = added(&backbone.config, 8, AdapterInit::Houlsby, true, 3);
-        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
-        let features = |added: &Tensors| {
-            let mut tensors = backbone.tensors.share();
-            tensors
-                .extend(added.share().iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-            vit.features(&tensors, &pixels)
-        };
-        let bare = Vit::bare(&backbone.config).features(&backbone.tensors, &pixels);
-        assert!(crate::weights::bitwise_equal(&features(&added.theta0), &bare));
-        let change =
-            (features(&added.start) - &bare).norm().double_value(&[]) / bare.norm().double_value(&[]);
-        // Two blocks of O(√r · σ² · √dim) each, after the growth that a tiny random network gives.
-        assert!(change > 0.0 && change < 1e-2, "{change}");
-        assert!(crate::weights::bitwise_equal(
-            &added.start["blocks.0.adapter.down.weight"],
-            &added.theta0["blocks.0.adapter.down.weight"]
-        ));
-    }
-
-    #[test]
-    fn a_scale_is_the_rows_of_up_multiplied() {
-        let config = tiny(false).config;
-        let mut tensors = added(&config, 8, AdapterInit::Houlsby, true, 3).start;
-        tensors.insert("blocks.0.adapter.scale", initial::normal(1, "s", &[64], 1.0));
-        let x = initial::normal(1, "x", &[2, 5, 64], 1.0);
-        let scaled = forward(&tensors, 0, true, x.shallow_clone());
-        let up = &tensors["blocks.0.adapter.up.weight"] * tensors["blocks.0.adapter.scale"].unsqueeze(1);
-        tensors.insert("blocks.0.adapter.up.weight", up);
-        assert!(forward(&tensors, 0, false, x).allclose(&scaled, 1e-5, 1e-6, false));
-    }
-}
+mod tests;

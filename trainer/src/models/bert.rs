@@ -1,7 +1,7 @@
-//! BERT (arXiv 1810.04805) as a sentence encoder: MiniLM-L6 and its like. Frozen; a caption's embedding is the mean of
+//! BERT (arXiv 1810.04805) as a sentence encoder: MiniLM-L6 and its like. A caption's embedding is the mean of
 //! its tokens' last hidden states.
 
-use super::{all_told, lacking};
+use super::{all_told, lacking, layer_norm, linear};
 use crate::data::tokenizer;
 use crate::weights::{Tensors, safetensors};
 use anyhow::{Context, Result, anyhow, ensure};
@@ -70,6 +70,13 @@ impl Bert {
         self.config.hidden_size
     }
 
+    /// The tensors that hidden states rest on: no pooler, no position ids.
+    pub fn tensors(&self) -> Tensors {
+        let names = self.config.shapes().into_iter().map(|(name, _)| name);
+        let names = names.chain(["embeddings.token_type_embeddings.weight".to_owned()]);
+        names.filter_map(|name| Some((name.clone(), self.tensors.get(&name)?.shallow_clone()))).collect()
+    }
+
     /// Token ids of a caption, between [CLS] and [SEP].
     ///
     /// # Errors
@@ -82,28 +89,30 @@ impl Bert {
     ///
     /// # Shapes
     /// `ids` [batch, tokens] → [batch, tokens, dim]
-    pub fn hidden(&self, ids: &Tensor) -> Tensor {
-        let at = |name: &str| &self.tensors[name];
+    pub fn hidden(&self, tensors: &Tensors, ids: &Tensor) -> Tensor {
+        let at = |name: &str| &tensors[name];
+        let norm = |x: &Tensor, name: &str| layer_norm(x, tensors, name, self.config.layer_norm_eps);
         let words = Tensor::embedding(at("embeddings.word_embeddings.weight"), ids, -1, false, false);
         let positions = at("embeddings.position_embeddings.weight").narrow(0, 0, ids.size()[1]);
         let kind = at("embeddings.token_type_embeddings.weight").select(0, 0);
-        let mut x = self.layer_norm(&(words + positions + kind), "embeddings.LayerNorm"); // [batch, tokens, dim]
+        let mut x = norm(&(words + positions + kind), "embeddings.LayerNorm"); // [batch, tokens, dim]
         for layer in 0..self.config.num_hidden_layers {
             let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-            let attended = self.linear(&self.attention(&x, layer), &name("attention.output.dense"));
-            x = self.layer_norm(&(x + attended), &name("attention.output.LayerNorm"));
-            let hidden = self.linear(&x, &name("intermediate.dense")).gelu("none");
-            let out = self.linear(&hidden, &name("output.dense"));
-            x = self.layer_norm(&(x + out), &name("output.LayerNorm"));
+            let attended =
+                linear(&self.attention(tensors, &x, layer), tensors, &name("attention.output.dense"));
+            x = norm(&(x + attended), &name("attention.output.LayerNorm"));
+            let hidden = linear(&x, tensors, &name("intermediate.dense")).gelu("none");
+            let out = linear(&hidden, tensors, &name("output.dense"));
+            x = norm(&(x + out), &name("output.LayerNorm"));
         }
         x
     }
 
-    fn attention(&self, x: &Tensor, layer: i64) -> Tensor {
+    fn attention(&self, tensors: &Tensors, x: &Tensor, layer: i64) -> Tensor {
         let (batch, tokens, dim) = (x.size()[0], x.size()[1], x.size()[2]);
         let heads = self.config.num_attention_heads;
         let part = |name: &str| {
-            let part = self.linear(x, &format!("encoder.layer.{layer}.attention.self.{name}"));
+            let part = linear(x, tensors, &format!("encoder.layer.{layer}.attention.self.{name}"));
             part.reshape([batch, tokens, heads, dim / heads]).transpose(1, 2) // [batch, heads, tokens, head]
         };
         let (query, key, value) = (part("query"), part("key"), part("value"));
@@ -119,20 +128,15 @@ impl Bert {
         );
         mixed.transpose(1, 2).reshape([batch, tokens, dim])
     }
-
-    fn linear(&self, x: &Tensor, name: &str) -> Tensor {
-        x.linear(&self.tensors[&format!("{name}.weight")], Some(&self.tensors[&format!("{name}.bias")]))
-    }
-
-    fn layer_norm(&self, x: &Tensor, name: &str) -> Tensor {
-        let weight = &self.tensors[&format!("{name}.weight")];
-        let bias = &self.tensors[&format!("{name}.bias")];
-        x.layer_norm(weight.size(), Some(weight), Some(bias), self.config.layer_norm_eps, false)
-    }
 }
 
 impl Config {
     fn check(&self, tensors: &Tensors) -> Result<()> {
+        // Beside these, files hold poolers and position ids, which no embedding depends on.
+        all_told(&lacking(tensors, self.shapes().iter().map(|(name, shape)| (name, shape))))
+    }
+
+    fn shapes(&self) -> Vec<(String, Vec<i64>)> {
         let dim = self.hidden_size;
         let mut shapes = vec![
             ("embeddings.word_embeddings.weight".to_owned(), vec![self.vocab_size, dim]),
@@ -158,7 +162,6 @@ impl Config {
             norms(&mut shapes, &name("attention.output.LayerNorm"));
             norms(&mut shapes, &name("output.LayerNorm"));
         }
-        // Beside these, files hold poolers and position ids, which no embedding depends on.
-        all_told(&lacking(tensors, shapes.iter().map(|(name, shape)| (name, shape))))
+        shapes
     }
 }

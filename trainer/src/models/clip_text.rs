@@ -1,6 +1,6 @@
 //! CLIP's text transformer (arXiv 2103.00020, §2.4): pre-LN blocks under a causal mask; the caption's feature is the
 //! hidden state at its end mark, after the final LayerNorm, projected into the space it shares with images. Files of
-//! OpenAI and OpenCLIP and those of Hugging Face are read. Frozen, as every text encoder here.
+//! OpenAI and OpenCLIP and those of Hugging Face are read.
 
 use super::{causal_attention, check_shapes, layer_norm, linear, split_heads};
 use crate::data::tokenizer::ClipTokenizer;
@@ -131,16 +131,21 @@ impl ClipText {
     ///
     /// # Shapes
     /// `ids` [batch, tokens] → [batch, tokens, dim]
-    pub fn hidden(&self, ids: &Tensor) -> Tensor {
-        forward(&self.config, &self.tensors, ids)
+    pub fn hidden(&self, tensors: &Tensors, ids: &Tensor) -> Tensor {
+        forward(&self.config, tensors, ids)
+    }
+
+    /// All its tensors, under OpenAI's names.
+    pub fn tensors(&self) -> Tensors {
+        self.tensors.share()
     }
 
     /// The feature of captions that end with their end mark, projected, not yet of unit length.
     ///
     /// # Shapes
     /// `hidden` [batch, tokens, dim] → [batch, projection]
-    pub fn pool(&self, hidden: &Tensor) -> Tensor {
-        hidden.select(1, -1).matmul(&self.tensors["text_projection"])
+    pub fn pool(&self, tensors: &Tensors, hidden: &Tensor) -> Tensor {
+        hidden.select(1, -1).matmul(&tensors["text_projection"])
     }
 }
 

@@ -6,7 +6,7 @@
 use super::check_shapes;
 use super::vit::VitConfig;
 use super::vit::config::block_shapes;
-use super::vit::{attention, layer_norm, linear};
+use super::vit::{attention, layer_norm, linear, some_rows};
 use crate::weights::{Tensors, initial};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
@@ -222,7 +222,10 @@ impl DecoderConfig {
         let norm = |x: &Tensor, name: &str| {
             layer_norm(x, at(&format!("{name}.weight")), at(&format!("{name}.bias")), EPS)
         };
-        let x = x + attention(&norm(x, "norm1"), self.heads, x.size()[1], &at);
+        let mixed = attention(&norm(x, "norm1"), self.heads, x.size()[1], &mut |x, rows| {
+            some_rows(x, &at, "attn.qkv", rows)
+        });
+        let x = x + linear(&mixed, &at, "attn.proj");
         let hidden = linear(&norm(&x, "norm2"), &at, "mlp.fc1").gelu("none");
         &x + linear(&hidden, &at, "mlp.fc2")
     }
@@ -252,11 +255,7 @@ fn fresh(name: String, shape: &[i64], seed: u64, table: impl Fn() -> Tensor) -> 
 /// Uniform between ±√(6 / (fan in + fan out)) (Glorot and Bengio 2010), for a matrix of all but the first dimension.
 fn xavier_uniform(seed: u64, name: &str, shape: &[i64]) -> Tensor {
     let (rows, columns) = (shape[0], shape[1..].iter().product::<i64>());
-    let bound = (6.0 / (rows + columns) as f64).sqrt();
-    let mut draws = initial::stream(seed, name);
-    let values: Vec<f32> =
-        (0..rows * columns).map(|_| ((2.0 * draws.uniform() - 1.0) * bound) as f32).collect();
-    Tensor::from_slice(&values).reshape(shape)
+    initial::uniform(seed, name, shape, (6.0 / (rows + columns) as f64).sqrt())
 }
 
 /// The fixed position table: the first half of the channels says the column, the second the row, each by sines and then

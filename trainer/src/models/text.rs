@@ -1,18 +1,19 @@
-//! Text encoders: what turns captions into vectors, each distinct caption once, before training. One type for all of
-//! them, opened by the format that the asset's manifest names.
+//! Text encoders: what turns captions into vectors, each distinct caption once, before training, or in training with
+//! tensors that move. One type for all of them, opened by the format that the asset's manifest names.
 
 use super::bert::Bert;
 use super::clip_text::ClipText;
 use crate::data::asset::Format;
+use crate::weights::Tensors;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Captions per forward pass.
 const BATCH: usize = 64;
 
-/// A frozen text encoder with its tokenizer.
+/// A text encoder with its tokenizer.
 pub struct TextEncoder {
     model: Model,
 }
@@ -70,15 +71,37 @@ impl TextEncoder {
     /// # Errors
     /// A caption that the tokenizer refuses.
     pub fn embed<S: AsRef<str>>(&self, captions: &[S]) -> Result<Tensor> {
-        let rows = self.in_groups(captions, |ids| {
-            let hidden = self.hidden(ids);
+        let ids = self.token_ids(captions)?;
+        let tensors = self.tensors();
+        tch::no_grad(|| self.embed_with(&tensors, &ids.iter().collect::<Vec<_>>()))
+    }
+
+    /// The same with other values of the encoder's tensors, whose graph it keeps, for captions that are tokens already.
+    ///
+    /// # Shapes
+    /// → [captions, dim]
+    ///
+    /// # Errors
+    /// No captions.
+    pub fn embed_with(&self, tensors: &Tensors, captions: &[&Vec<i64>]) -> Result<Tensor> {
+        let device = tensors.iter().next().map_or(Device::Cpu, |(_, tensor)| tensor.device());
+        let rows = in_groups(captions, |ids| {
+            let ids = &ids.to_device(device);
             let pooled = match &self.model {
-                Model::Bert(_) => hidden.mean_dim(1, false, Kind::Float),
-                Model::ClipText(clip) => clip.pool(&hidden),
+                Model::Bert(bert) => bert.hidden(tensors, ids).mean_dim(1, false, Kind::Float),
+                Model::ClipText(clip) => clip.pool(tensors, &clip.hidden(tensors, ids)),
             }; // [batch, dim]
             &pooled / pooled.norm_scalaropt_dim(2.0, [-1], true).clamp_min(1e-12)
         })?;
         Ok(Tensor::f_stack(&rows, 0)?)
+    }
+
+    /// The tensors that embeddings rest on, by their names in the file or the canonical ones.
+    pub fn tensors(&self) -> Tensors {
+        match &self.model {
+            Model::Bert(bert) => bert.tensors(),
+            Model::ClipText(clip) => clip.tensors(),
+        }
     }
 
     /// The last hidden states of every token, before any pooling or projection, and which of them are real: shorter
@@ -91,7 +114,7 @@ impl TextEncoder {
     /// # Errors
     /// A caption that the tokenizer refuses.
     pub fn tokens<S: AsRef<str>>(&self, captions: &[S]) -> Result<(Tensor, Tensor)> {
-        let rows = self.in_groups(captions, |ids| self.hidden(ids))?;
+        let rows = self.token_rows(captions)?;
         let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
         let lengths = Tensor::from_slice(&lengths);
         let states = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?;
@@ -99,11 +122,29 @@ impl TextEncoder {
         Ok((states, positions.unsqueeze(0).less_tensor(&lengths.unsqueeze(1))))
     }
 
-    fn hidden(&self, ids: &Tensor) -> Tensor {
-        match &self.model {
-            Model::Bert(bert) => bert.hidden(ids),
-            Model::ClipText(clip) => clip.hidden(ids),
-        }
+    /// The same, each caption by itself.
+    ///
+    /// # Shapes
+    /// → for each caption [its tokens, token_dim]
+    ///
+    /// # Errors
+    /// A caption that the tokenizer refuses.
+    pub fn token_rows<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<Tensor>> {
+        let ids = self.token_ids(captions)?;
+        let tensors = self.tensors();
+        let hidden = |ids: &Tensor| match &self.model {
+            Model::Bert(bert) => bert.hidden(&tensors, ids),
+            Model::ClipText(clip) => clip.hidden(&tensors, ids),
+        };
+        tch::no_grad(|| in_groups(&ids.iter().collect::<Vec<_>>(), hidden))
+    }
+
+    /// The token ids of captions.
+    ///
+    /// # Errors
+    /// A caption that the tokenizer refuses.
+    pub fn token_ids<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<Vec<i64>>> {
+        captions.iter().map(|caption| self.tokenize(caption.as_ref())).collect()
     }
 
     fn tokenize(&self, caption: &str) -> Result<Vec<i64>> {
@@ -112,29 +153,24 @@ impl TextEncoder {
             Model::ClipText(clip) => clip.tokenize(caption),
         }
     }
+}
 
-    /// What `pass` makes of each caption, in the captions' order. It is given ids [batch, tokens] of equal length.
-    fn in_groups<S: AsRef<str>>(
-        &self,
-        captions: &[S],
-        pass: impl Fn(&Tensor) -> Tensor,
-    ) -> Result<Vec<Tensor>> {
-        ensure!(!captions.is_empty(), "there are no captions to embed");
-        let mut by_length = BTreeMap::<usize, Vec<(usize, Vec<i64>)>>::new();
-        for (at, caption) in captions.iter().enumerate() {
-            let ids = self.tokenize(caption.as_ref())?;
-            by_length.entry(ids.len()).or_default().push((at, ids));
-        }
-        let mut rows: Vec<Option<Tensor>> = captions.iter().map(|_| None).collect();
-        for group in by_length.values().flat_map(|group| group.chunks(BATCH)) {
-            let ids: Vec<Tensor> = group.iter().map(|(_, ids)| Tensor::from_slice(ids)).collect();
-            let made = tch::no_grad(|| pass(&Tensor::stack(&ids, 0)));
-            for ((at, _), row) in group.iter().zip(made.unbind(0)) {
-                rows[*at] = Some(row);
-            }
-        }
-        Ok(rows.into_iter().flatten().collect())
+/// What `pass` makes of each caption, in the captions' order. It is given ids [batch, tokens] of equal length.
+fn in_groups(captions: &[&Vec<i64>], pass: impl Fn(&Tensor) -> Tensor) -> Result<Vec<Tensor>> {
+    ensure!(!captions.is_empty(), "there are no captions to embed");
+    let mut by_length = BTreeMap::<usize, Vec<usize>>::new();
+    for (at, ids) in captions.iter().enumerate() {
+        by_length.entry(ids.len()).or_default().push(at);
     }
+    let mut rows: Vec<Option<Tensor>> = captions.iter().map(|_| None).collect();
+    for group in by_length.values().flat_map(|group| group.chunks(BATCH)) {
+        let ids: Vec<Tensor> = group.iter().map(|at| Tensor::from_slice(captions[*at])).collect();
+        let made = pass(&Tensor::stack(&ids, 0));
+        for (at, row) in group.iter().zip(made.unbind(0)) {
+            rows[*at] = Some(row);
+        }
+    }
+    Ok(rows.into_iter().flatten().collect())
 }
 
 #[cfg(test)]

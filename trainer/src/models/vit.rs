@@ -6,9 +6,11 @@ pub mod config;
 
 pub use config::{Activation, Known, PixelStatistics, VitConfig};
 
-use crate::methods::{self, Norm};
+use crate::methods::{self, Norm, Pass, Start, Text};
 use crate::weights::Tensors;
 use causeway_protocol::{Method, Positions};
+use std::collections::VecDeque;
+use std::ops::Range;
 use tch::{Kind, Tensor};
 
 /// What DINO adds to the grid's sides before dividing by the table's, against rounding down to one row less.
@@ -23,6 +25,38 @@ pub struct Vit {
     pub method: Method,
     /// How the position table is resized.
     pub positions: Positions,
+}
+
+/// What encoders of one line have in common of a batch.
+#[derive(Debug)]
+pub struct Stem {
+    /// The tokens that enter the first block. [batch, tokens, dim]
+    embedded: Tensor,
+    /// Of the first blocks the state between attention and MLP, and the state after it: of all, where the method looks
+    /// at them, else of the last.
+    states: VecDeque<(Tensor, Tensor)>,
+    /// How many blocks these are.
+    blocks: i64,
+}
+
+impl Stem {
+    fn state(&self, block: i64) -> Option<&(Tensor, Tensor)> {
+        self.states.get(usize::try_from(self.blocks - 1 - block).ok()?)
+    }
+}
+
+/// Keeps the states of blocks, so many at most.
+struct Kept {
+    states: VecDeque<(Tensor, Tensor)>,
+    most: usize,
+}
+
+impl Pass for Kept {
+    fn after_block(&mut self, _block: i64, middle: &Tensor, x: Tensor) -> Tensor {
+        self.states.truncate(self.most - 1);
+        self.states.push_front((middle.shallow_clone(), x.shallow_clone()));
+        x
+    }
 }
 
 impl Vit {
@@ -46,14 +80,14 @@ impl Vit {
     /// # Shapes
     /// `pixels` [batch, 3, height, width], normalised, both sides multiples of the patch → [batch, feature_dim].
     pub fn features(&self, tensors: &Tensors, pixels: &Tensor) -> Tensor {
-        let mut x = self.embed(tensors, pixels, None); // [batch, tokens, dim]
-        for block in 0..self.config.depth {
-            // The feature is the class token, so the last block computes that one alone.
-            let asking = if block + 1 == self.config.depth { 1 } else { x.size()[1] };
-            x = self.block(tensors, block, x, asking);
-        }
-        let class = self.norm(tensors, &x.select(1, 0), "norm"); // [batch, dim]
-        self.project(tensors, class)
+        // The feature is the class token, so the last block computes that one alone, if it may.
+        let class = self.forward(tensors, pixels, None, None, !self.needs_all_tokens());
+        self.feature_of(tensors, &class)
+    }
+
+    /// Whether the method keeps the last block from computing the class token alone.
+    pub fn needs_all_tokens(&self) -> bool {
+        methods::tuner(&self.method).needs_all_tokens()
     }
 
     /// The feature among what [`Vit::tokens`] gives.
@@ -61,10 +95,7 @@ impl Vit {
     /// # Shapes
     /// [batch, tokens, dim] → [batch, feature_dim]
     pub fn feature_of(&self, tensors: &Tensors, tokens: &Tensor) -> Tensor {
-        self.project(tensors, tokens.select(1, 0))
-    }
-
-    fn project(&self, tensors: &Tensors, class: Tensor) -> Tensor {
+        let class = tokens.select(1, 0); // [batch, dim]
         match self.config.projection {
             Some(_) => class.linear(&tensors["proj.weight"], None::<&Tensor>),
             None => class,
@@ -72,18 +103,103 @@ impl Vit {
     }
 
     /// All tokens after all blocks and the final LayerNorm, the class token first. With `visible`, the patches that are
-    /// not in it are dropped before the blocks, each of the others with the position it had: MAE's encoder.
+    /// not in it are dropped before the blocks, each of the others with the position it had: MAE's encoder. `text` is
+    /// for methods that read captions.
     ///
     /// # Shapes
     /// `pixels` as for [`Vit::features`], `visible` i64 [batch, kept], places of patches, row by row
     /// → [batch, 1 + kept, dim], or [batch, 1 + patches, dim] without `visible`
-    pub fn tokens(&self, tensors: &Tensors, pixels: &Tensor, visible: Option<&Tensor>) -> Tensor {
-        let mut x = self.embed(tensors, pixels, visible); // [batch, tokens, dim]
-        for block in 0..self.config.depth {
-            let asking = x.size()[1];
-            x = self.block(tensors, block, x, asking);
+    pub fn tokens(
+        &self,
+        tensors: &Tensors,
+        pixels: &Tensor,
+        visible: Option<&Tensor>,
+        text: Option<&Text>,
+    ) -> Tensor {
+        self.forward(tensors, pixels, visible, text, false)
+    }
+
+    fn forward(
+        &self,
+        tensors: &Tensors,
+        pixels: &Tensor,
+        visible: Option<&Tensor>,
+        text: Option<&Text>,
+        class_only: bool,
+    ) -> Tensor {
+        let tuner = methods::tuner(&self.method);
+        let mut pass = tuner.begin(Start { config: &self.config, tensors, text });
+        let pixels = pass.pixels(pixels.shallow_clone());
+        let embedded = self.embed(tensors, &pixels, visible); // [batch, tokens, dim]
+        self.run(tensors, &mut *pass, (embedded, None), class_only)
+    }
+
+    /// The tokens after the final LayerNorm, or the class token alone. What a stem has of the first blocks is taken from
+    /// there, where all their tokens are asked for.
+    fn run(
+        &self,
+        tensors: &Tensors,
+        pass: &mut dyn Pass,
+        (embedded, stem): (Tensor, Option<&Stem>),
+        class_only: bool,
+    ) -> Tensor {
+        let depth = self.config.depth;
+        let mut x = pass.embedded(embedded);
+        for block in 0..depth {
+            let alone = class_only && block + 1 == depth;
+            if stem.is_some_and(|stem| block < stem.blocks) && !alone {
+                // Blocks whose states are not kept are not looked at.
+                if let Some((middle, after)) = stem.and_then(|stem| stem.state(block)) {
+                    x = pass.after_block(block, middle, after.shallow_clone());
+                }
+                continue;
+            }
+            let asking = if alone { 1 } else { x.size()[1] };
+            x = self.config.block(tensors, &format!("blocks.{block}"), (block, &mut *pass), &x, asking);
         }
-        self.norm(tensors, &x, "norm")
+        pass.finish(self.norm(tensors, &x, "norm"))
+    }
+
+    /// The first blocks of a batch, for all encoders that have them in common: the backbone's, which the method does not
+    /// touch.
+    ///
+    /// # Shapes
+    /// `pixels` as for [`Vit::features`]
+    pub fn stem(&self, tensors: &Tensors, pixels: &Tensor, blocks: i64) -> Stem {
+        let tuner = methods::tuner(&self.method);
+        // A feature of the class token alone takes the last block by itself.
+        let looks = tuner.looks_at_states();
+        let blocks = if looks { blocks } else { blocks.min(self.config.depth - 1) };
+        let most = if looks { usize::MAX } else { 1 };
+        let mut kept = Kept { states: VecDeque::new(), most };
+        let embedded = self.embed(tensors, pixels, None);
+        let mut x = embedded.shallow_clone();
+        for block in 0..blocks {
+            let tokens = x.size()[1];
+            x = self.config.block(tensors, &format!("blocks.{block}"), (block, &mut kept), &x, tokens);
+        }
+        Stem { embedded, states: kept.states, blocks }
+    }
+
+    /// [`Vit::features`] of a batch whose first blocks were computed already: the same bits.
+    ///
+    /// # Shapes
+    /// → [batch, feature_dim]
+    pub fn features_from(&self, tensors: &Tensors, stem: &Stem) -> Tensor {
+        let tuner = methods::tuner(&self.method);
+        let mut pass = tuner.begin(Start { config: &self.config, tensors, text: None });
+        let begin = (stem.embedded.shallow_clone(), Some(stem));
+        let class = self.run(tensors, &mut *pass, begin, !tuner.needs_all_tokens());
+        self.feature_of(tensors, &class)
+    }
+
+    /// What the method tells of a batch, as metrics.
+    ///
+    /// # Shapes
+    /// `pixels` as for [`Vit::features`]
+    pub fn tells(&self, tensors: &Tensors, pixels: &Tensor) -> Vec<(&'static str, f64)> {
+        let embedded = self.embed(tensors, pixels, None);
+        methods::tuner(&self.method).tells(Start { config: &self.config, tensors, text: None }, &embedded)
     }
 
     /// Patches and class token, each with its position; CLIP's first LayerNorm.
@@ -135,60 +251,100 @@ impl Vit {
         Tensor::cat(&[class, patches.to_kind(table.kind())], 1)
     }
 
-    /// x + attn(LN1 x), then x + mlp(LN2 x), then what the method adds after the block, for the first `asking` tokens:
-    /// keys and values of all tokens, the rest of those.
-    ///
-    /// # Shapes
-    /// [batch, tokens, dim] → [batch, asking, dim]
-    fn block(&self, tensors: &Tensors, block: i64, x: Tensor, asking: i64) -> Tensor {
-        let at = |name: &str| &tensors[&format!("blocks.{block}.{name}")];
-        let branch = |x: &Tensor, y: Tensor, scale: &str| match self.config.layer_scale {
-            true => x.addcmul(&y, at(scale)),
-            false => x + y,
-        };
-        let eps = self.config.eps;
-        let (weight, bias) = methods::norm_affine(&self.method, tensors, block, Norm::First);
-        let attended = attention(&layer_norm(&x, &weight, &bias, eps), self.config.heads, asking, &at);
-        let x = x.narrow(1, 0, asking);
-        let x = branch(&x, attended, "ls1.gamma");
-        let (weight, bias) = methods::norm_affine(&self.method, tensors, block, Norm::Second);
-        let hidden =
-            self.config.activation.apply(&linear(&layer_norm(&x, &weight, &bias, eps), &at, "mlp.fc1"));
-        let x = branch(&x, linear(&hidden, &at, "mlp.fc2"), "ls2.gamma");
-        methods::after_block(&self.method, tensors, block, x)
-    }
-
     fn norm(&self, tensors: &Tensors, x: &Tensor, name: &str) -> Tensor {
         let at = |leaf: &str| &tensors[&format!("{name}.{leaf}")];
         layer_norm(x, at("weight"), at("bias"), self.config.eps)
     }
 }
 
-/// Multi-head self-attention of the first `asking` tokens over all.
+impl VitConfig {
+    /// x + attn(LN1 x), then x + mlp(LN2 x), then what the method adds after the block, for the first `asking` tokens:
+    /// keys and values of all tokens, the rest of those. The block's tensors are called `name`.…; `acting` is the number
+    /// under which the method acts, and its pass.
+    ///
+    /// # Shapes
+    /// [batch, tokens, dim] → [batch, asking, dim]
+    pub fn block(
+        &self,
+        tensors: &Tensors,
+        name: &str,
+        (block, pass): (i64, &mut dyn Pass),
+        x: &Tensor,
+        asking: i64,
+    ) -> Tensor {
+        let at = |leaf: &str| &tensors[&format!("{name}.{leaf}")];
+        let branch = |x: &Tensor, y: Tensor, scale: &str| match self.layer_scale {
+            true => x.addcmul(&y, at(scale)),
+            false => x + y,
+        };
+        let normed = |pass: &mut dyn Pass, x: &Tensor, norm: Norm, leaf: &str| {
+            let (weight, bias) = (at(&format!("{leaf}.weight")), at(&format!("{leaf}.bias")));
+            let (weight, bias) = pass.norm(block, norm, weight, bias);
+            pass.normed(block, norm, layer_norm(x, &weight, &bias, self.eps))
+        };
+        let linear = |pass: &mut dyn Pass, x: &Tensor, layer: &str| {
+            let y = linear(x, &at, layer);
+            let rows = 0..*y.size().last().unwrap_or(&0);
+            pass.linear(block, layer, rows, x, y)
+        };
+        let before = normed(pass, x, Norm::First, "norm1");
+        let mixed = attention(&before, self.heads, asking, &mut |x, rows| {
+            pass.linear(block, "attn.qkv", rows.clone(), x, some_rows(x, &at, "attn.qkv", rows))
+        });
+        let projected = linear(pass, &mixed, "attn.proj");
+        let attended = pass.attended(block, projected);
+        let middle = branch(&x.narrow(1, 0, asking), attended, "ls1.gamma");
+        let middle = pass.between(block, middle);
+        let before = normed(pass, &middle, Norm::Second, "norm2");
+        let hidden = self.activation.apply(&linear(pass, &before, "mlp.fc1"));
+        let projected = linear(pass, &hidden, "mlp.fc2");
+        let y = pass.mlp(block, projected);
+        let x = branch(&middle, y, "ls2.gamma");
+        pass.after_block(block, &middle, x)
+    }
+}
+
+/// Multi-head self-attention of the first `asking` tokens over all, without its output layer. `project` gives some
+/// rows of query, key and value, which stand in this order, [batch, tokens, dim] → [batch, tokens, rows].
 ///
 /// # Shapes
 /// [batch, tokens, dim] → [batch, asking, dim]
-pub(super) fn attention<'a>(x: &Tensor, heads: i64, asking: i64, at: &impl Fn(&str) -> &'a Tensor) -> Tensor {
+pub(super) fn attention(
+    x: &Tensor,
+    heads: i64,
+    asking: i64,
+    project: &mut dyn FnMut(&Tensor, Range<i64>) -> Tensor,
+) -> Tensor {
     let (batch, tokens, dim) = (x.size()[0], x.size()[1], x.size()[2]);
     let split = |y: Tensor, parts: i64| {
         let count = y.size()[1];
         y.reshape([batch, count, parts, heads, dim / heads]).permute([2, 0, 3, 1, 4]) // [parts, batch, heads, count, head]
     };
     let (query, key, value) = if asking == tokens {
-        let qkv = split(linear(x, at, "attn.qkv"), 3);
+        let qkv = split(project(x, 0..3 * dim), 3);
         (qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2))
     } else {
-        let (weight, bias) = (at("attn.qkv.weight"), at("attn.qkv.bias")); // rows q, k, v
-        let part = |y: &Tensor, first: i64, parts: i64| {
-            let rows = |tensor: &Tensor| tensor.narrow(0, first * dim, parts * dim);
-            split(y.linear(&rows(weight), Some(&rows(bias))), parts)
-        };
-        let (query, keys) = (part(&x.narrow(1, 0, asking), 0, 1), part(x, 1, 2));
+        let query = split(project(&x.narrow(1, 0, asking), 0..dim), 1);
+        let keys = split(project(x, dim..3 * dim), 2);
         (query.select(0, 0), keys.select(0, 0), keys.select(0, 1))
     };
     let mixed =
         Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, false, None, false);
-    linear(&mixed.transpose(1, 2).reshape([batch, asking, dim]), at, "attn.proj")
+    mixed.transpose(1, 2).reshape([batch, asking, dim])
+}
+
+/// Some rows of x·Wᵀ + b.
+///
+/// # Shapes
+/// [batch, tokens, in] → [batch, tokens, rows]
+pub(super) fn some_rows<'a>(
+    x: &Tensor,
+    at: &impl Fn(&str) -> &'a Tensor,
+    name: &str,
+    rows: Range<i64>,
+) -> Tensor {
+    let part = |leaf: &str| at(&format!("{name}.{leaf}")).narrow(0, rows.start, rows.end - rows.start);
+    x.linear(&part("weight"), Some(&part("bias")))
 }
 
 /// x·Wᵀ + b with the weight and bias of that name.
@@ -236,8 +392,9 @@ pub fn tiny_clip(activation: Activation) -> crate::weights::Backbone {
     crate::weights::Backbone::with(random(&config), known).expect("a sound backbone")
 }
 
+/// Random values for an architecture.
 #[cfg(test)]
-fn random(config: &VitConfig) -> Tensors {
+pub fn random(config: &VitConfig) -> Tensors {
     let tensors = config.shapes().into_iter().map(|(name, shape)| {
         let noise = crate::weights::initial::normal(0, &name, &shape, 0.1);
         let is_gain = name.contains("norm") && name.ends_with("weight") || name.ends_with("gamma");

@@ -3,6 +3,7 @@
 //! surprising about the caption: L = −mean log p(c_t | W·f(x) + b, c_<t) over the caption's tokens and its end.
 
 use crate::models::language::LanguageModel;
+use crate::random::SplitMix64;
 use crate::weights::initial;
 use anyhow::{Result, ensure};
 use tch::{Kind, Reduction, Tensor};
@@ -34,6 +35,21 @@ impl LinearMap {
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
         tokens.linear(&self.weight, Some(&self.bias))
     }
+}
+
+/// The prefix with this share of its values 0 and the others the larger for it, so that their mean stays.
+///
+/// # Shapes
+/// [batch, tokens, dim_lm] → the same
+pub fn drop_values(prefix: Tensor, share: f64, mut draws: SplitMix64) -> Tensor {
+    if share == 0.0 {
+        return prefix;
+    }
+    let kept = (1.0 / (1.0 - share)) as f32;
+    let factors: Vec<f32> =
+        (0..prefix.numel()).map(|_| if draws.uniform() < share { 0.0 } else { kept }).collect();
+    let factors = Tensor::from_slice(&factors).reshape(prefix.size()).to_device(prefix.device());
+    prefix * factors
 }
 
 /// The loss of a batch. What is scored is each caption's tokens up to its first end of text, and that end, which

@@ -1,7 +1,9 @@
 //! The symmetric contrastive loss between images and captions (CLIP, arXiv 2103.00020, §2.3):
-//! L = ½ [CE(s·V Tᵀ, I) + CE(s·T Vᵀ, I)], V and T the L2-normalised projections of features and caption embeddings.
+//! L = ½ [CE(s·V Tᵀ, I) + CE(s·T Vᵀ, I)], V and T the L2-normalised projections of features and caption embeddings, or
+//! these themselves where both encoders share a space already, as CLIP's do.
 
 use crate::weights::initial;
+use anyhow::{Result, ensure};
 use causeway_protocol::Contrastive;
 use tch::{Kind, Reduction, Tensor};
 
@@ -11,25 +13,33 @@ const LOGIT_SCALE_MAX: f64 = 4.605_170_185_988_092; // ln 100
 /// What the loss learns besides the encoder; not part of the checkpoint, since no feature depends on it.
 #[derive(Debug)]
 pub struct Heads {
-    /// P_v [joint, dim].
-    pub image: Tensor,
-    /// P_t [joint, text].
-    pub text: Tensor,
+    /// P_v [joint, dim], unless features are compared as they are.
+    pub image: Option<Tensor>,
+    /// P_t [joint, text], likewise.
+    pub text: Option<Tensor>,
     /// ln s, a scalar.
     pub logit_scale: Tensor,
 }
 
 impl Heads {
-    /// Bias-free projections with standard deviation 1 / √(their input's width), and s = 1 / τ.
-    pub fn new(dim: i64, text_dim: i64, spec: &Contrastive, seed: u64) -> Heads {
+    /// Bias-free projections with standard deviation 1 / √(their input's width), or none, and s = 1 / τ.
+    ///
+    /// # Errors
+    /// Widths that differ, without projections.
+    pub fn new(dim: i64, text_dim: i64, spec: &Contrastive, seed: u64) -> Result<Heads> {
+        ensure!(
+            spec.projections || dim == text_dim,
+            "`objective.contrastive.projections` = false compares features of width {dim} with captions of width \
+             {text_dim}, and only equal widths can be; leave it out, or name a text encoder of the same width"
+        );
         let joint = i64::from(spec.projection_dim);
         let projection =
             |name: &str, width: i64| initial::normal(seed, name, &[joint, width], (width as f64).powf(-0.5));
-        Heads {
-            image: projection("heads/image", dim),
-            text: projection("heads/text", text_dim),
+        Ok(Heads {
+            image: spec.projections.then(|| projection("heads/image", dim)),
+            text: spec.projections.then(|| projection("heads/text", text_dim)),
             logit_scale: Tensor::from((-spec.temperature.ln()) as f32).clamp_max(LOGIT_SCALE_MAX),
-        }
+        })
     }
 
     /// Keeps s at or below 100; called after each step.
@@ -50,8 +60,12 @@ impl Heads {
     /// # Shapes
     /// `features` [batch, dim], `embeddings` [batch, text], `captions` [batch] → scalar
     pub fn loss(&self, features: &Tensor, embeddings: &Tensor, captions: &Tensor) -> Tensor {
-        let images = unit(&features.linear(&self.image, None::<&Tensor>)); // [batch, joint]
-        let texts = unit(&embeddings.linear(&self.text, None::<&Tensor>)); // [batch, joint]
+        let project = |x: &Tensor, projection: &Option<Tensor>| match projection {
+            Some(projection) => unit(&x.linear(projection, None::<&Tensor>)),
+            None => unit(x),
+        };
+        let images = project(features, &self.image); // [batch, joint]
+        let texts = project(embeddings, &self.text); // [batch, joint]
         symmetric(&images, &texts, &self.logit_scale.exp(), captions)
     }
 }
@@ -162,9 +176,10 @@ mod tests {
     #[test]
     fn the_temperature_starts_as_given_learns_and_is_bounded() {
         let spec: Contrastive = serde_json::from_value(serde_json::json!({"projection_dim": 16})).unwrap();
-        let mut heads = Heads::new(64, 32, &spec, 1);
+        let mut heads = Heads::new(64, 32, &spec, 1).unwrap();
         assert!((heads.temperature() - 0.07).abs() < 1e-7);
-        assert_eq!((heads.image.size(), heads.text.size()), (vec![16, 64], vec![16, 32]));
+        let sizes = [&heads.image, &heads.text].map(|head| head.as_ref().unwrap().size());
+        assert_eq!(sizes, [[16, 64], [16, 32]]);
         let scale = heads.logit_scale.copy().set_requires_grad(true);
         heads.logit_scale = scale.shallow_clone();
         let embeddings = initial::normal(2, "texts", &[8, 32], 1.0);
@@ -174,5 +189,20 @@ mod tests {
         let _ = tch::no_grad(|| heads.logit_scale.fill_(9.0));
         heads.clamp();
         assert!((heads.temperature() - 0.01).abs() < 1e-8);
+    }
+    #[test]
+    fn without_projections_the_loss_is_clip_s_on_the_embeddings_themselves() {
+        let spec: Contrastive =
+            serde_json::from_value(serde_json::json!({"projections": false, "temperature": 0.1})).unwrap();
+        let mut draws = SplitMix64::new(31);
+        let mut draw = || (draws.next_u64() >> 40) as f32 / (1u32 << 24) as f32 - 0.5;
+        let values: Vec<f32> = (0..40).map(|_| draw()).collect();
+        let images = Tensor::from_slice(&values[..20]).reshape([5, 4]);
+        let texts = Tensor::from_slice(&values[20..]).reshape([5, 4]);
+        let captions = Tensor::from_slice(&[3i64, 1, 4, 1, 5]);
+        let loss = Heads::new(4, 4, &spec, 1).unwrap().loss(&images, &texts, &captions);
+        assert_near(&loss, &numbers("contrastive.loss"), 1e-5);
+        let error = Heads::new(4, 6, &spec, 1).unwrap_err().to_string();
+        assert!(error.contains("width 4") && error.contains("width 6"), "{error}");
     }
 }

@@ -5,8 +5,9 @@ use super::scale::LossScale;
 use super::{Losses, TrainRun};
 use crate::methods;
 use crate::models::vit::Vit;
-use crate::objectives::{Batch, Objectives, Reader};
+use crate::objectives::{Batch, Objectives, Reader, text_tower};
 use crate::optim::{self, AdamW, Group, Part};
+use crate::retention::{Beginning, Now, Retainer};
 use crate::weights::checkpoint::Recipe;
 use crate::weights::{Tensors, convert, kind, resume};
 use anyhow::{Context, Result};
@@ -27,6 +28,7 @@ pub struct Learner<'a> {
     /// The frozen tensors in the arithmetic of the forward pass.
     frozen: Tensors,
     objectives: Objectives<'a>,
+    retention: Retainer,
     /// What takes the steps.
     pub optimiser: AdamW,
     /// Exponential moving average of the encoder's trained tensors.
@@ -55,14 +57,16 @@ impl<'a> Learner<'a> {
     pub fn new(run: &TrainRun<'a>, recipe: &Recipe, resume: Option<&Path>) -> Result<(Learner<'a>, u64)> {
         let (training, method, config) = (&recipe.training, &recipe.method, &run.backbone.config);
         let device = run.device;
-        let added = methods::added(method, config, recipe.seed);
+        let tuner = methods::tuner(method);
+        let mut added = methods::added(recipe, run.backbone, run.given.widths)?;
+        added.take(&run.given.tensors)?;
         let mut optimiser = AdamW::new(training.betas);
         let mut tensors = run.backbone.tensors.to_device(device);
         let mut origin = added.theta0.to_device(device);
         tensors.extend(added.start.to_device(device));
         let trained: Vec<String> = tensors
             .names()
-            .filter(|name| methods::trains(method, name) && !recipe.fixes(name))
+            .filter(|name| tuner.trains(name) && !recipe.fixes(name))
             .map(str::to_owned)
             .collect();
         for name in trained {
@@ -74,26 +78,35 @@ impl<'a> Learner<'a> {
                 training.learning_rate * optim::layer_factor(&name, config.depth, training.layer_decay);
             let group = Group { part: Part::Encoder, rate, decay: training.weight_decay };
             let value = optimiser.train(&format!("encoder/{name}"), start, group);
+            optimiser.hold(&format!("encoder/{name}"), tuner.stands_still(&name));
             tensors.insert(name, value);
         }
         let head =
             Group { part: Part::Head, rate: training.head_learning_rate, decay: training.weight_decay };
         let reader = Reader {
             text_dim: run.pairs.embeddings.map(|embeddings| embeddings.size()[1]),
+            text_encoder: run.text_encoder,
             language_model: run.language_model,
             device,
         };
         let objectives = Objectives::new(recipe, run.backbone, reader, &mut |name, start| {
-            optimiser.train(name, &start.to_device(device), head)
+            let encodes = name.starts_with(text_tower::NAMES);
+            let rate = if encodes { training.learning_rate } else { head.rate };
+            optimiser.train(name, &start.to_device(device), Group { rate, ..head })
         })?;
+        let vit = Vit::new(config, method);
+        let beginning = Beginning { vit: &vit, tensors: &tensors, origin: &origin, device };
+        let retention = Retainer::new(recipe, run.backbone, run.kept, &beginning)
+            .context("what holds the encoder near θ0")?;
         let fresh_decoder = objectives.has_fresh_decoder() && !run.backbone.is_fresh;
         let default_frozen_steps = if fresh_decoder { training.steps / 10 } else { 0 };
         let mut learner = Learner {
-            vit: Vit::new(config, method),
+            vit,
             frozen: tensors.iter().filter(|(_, tensor)| !tensor.requires_grad()).map(owned).collect(),
             average: training.ema.map(|_| Tensors::new()),
             tensors,
             objectives,
+            retention,
             optimiser,
             watch: Watch::default(),
             scale: (training.dtype == Dtype::F16).then(LossScale::default),
@@ -151,9 +164,20 @@ impl<'a> Learner<'a> {
         let scale = self.scale.map_or(1.0, LossScale::factor);
         let mut losses = Losses::default();
         let mut sum: Vec<Tensor> = Vec::new();
-        for batch in batches {
+        for (at, batch) in batches.iter().enumerate() {
             let encoder = self.encoder();
-            let terms = self.objectives.losses(&self.vit, &encoder, batch, standing)?;
+            let wanted = self.retention.wants(standing);
+            let seen = self.objectives.see(&self.vit, &encoder, batch, wanted, standing);
+            let mut terms = self.objectives.terms(&seen, batch)?;
+            terms.extend(self.retention.terms(&Now {
+                vit: &self.vit,
+                tensors: &self.tensors,
+                encoder: &encoder,
+                seen: &seen,
+                autoencoder: self.objectives.autoencoder(),
+                place: step * u64::from(self.training.accumulate) + at as u64,
+                standing,
+            }));
             let weighted: Vec<Tensor> = terms.iter().map(|term| &term.loss * term.weight).collect();
             let loss = match weighted.as_slice() {
                 [alone] => alone.shallow_clone(),
@@ -251,8 +275,18 @@ impl<'a> Learner<'a> {
         values
     }
 
-    /// ‖θ − θ0‖ and ‖θ‖ over the trained tensors of the encoder, and the root mean square of what the method adds, by
-    /// the last part of its name: how far gates have opened and scales have moved.
+    /// What the method tells of a batch.
+    pub fn tells(&self, batch: &Batch) -> Vec<(String, f64)> {
+        let told = tch::no_grad(|| {
+            let encoder = self.encoder();
+            let pixels = self.vit.config.normalise(&batch.pixels).to_kind(encoder["cls_token"].kind());
+            self.vit.tells(&encoder, &pixels)
+        });
+        told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// ‖θ − θ0‖ and ‖θ‖ over the trained tensors of the encoder, and the root mean square of what the method adds and
+    /// trains, over all blocks: how far gates have opened and scales have moved.
     pub fn norms(&self) -> BTreeMap<String, f64> {
         tch::no_grad(|| {
             let norm = |tensors: Vec<Tensor>| Tensor::stack(&tensors, 0).norm().double_value(&[]);
@@ -262,9 +296,9 @@ impl<'a> Learner<'a> {
                 ("weight_norm".to_owned(), norm(self.trained().map(|(_, tensor)| tensor.norm()).collect())),
             ]);
             let mut squares = BTreeMap::<String, (f64, usize)>::new();
-            for (name, tensor) in self.added_theta0.names().map(|name| (name, &self.tensors[name])) {
-                let leaf = name.splitn(3, '.').nth(2).unwrap_or(name);
-                let entry = squares.entry(format!("rms/{leaf}")).or_default();
+            let added = self.added_theta0.names().map(|name| (name, &self.tensors[name]));
+            for (name, tensor) in added.filter(|(_, tensor)| tensor.requires_grad()) {
+                let entry = squares.entry(format!("rms/{}", without_places(name))).or_default();
                 entry.0 += tensor.square().sum(tch::Kind::Double).double_value(&[]);
                 entry.1 += tensor.numel();
             }
@@ -273,6 +307,12 @@ impl<'a> Learner<'a> {
             values
         })
     }
+}
+
+/// What a tensor is called wherever it sits: `blocks.3.adapter.scale` is `adapter.scale`.
+fn without_places(name: &str) -> String {
+    let parts = name.split('.').filter(|part| *part != "blocks" && part.parse::<u32>().is_err());
+    parts.collect::<Vec<_>>().join(".")
 }
 
 fn owned((name, tensor): (&str, &Tensor)) -> (String, Tensor) {

@@ -28,15 +28,17 @@ pub struct Usage {
     images_per_second: f64,
     waiting: f64,
     memory_bytes: u64,
+    memory_peak_bytes: u64,
 }
 
 impl Usage {
     /// As metrics. They depend on the machine and the moment: no two runs agree in them.
-    pub fn values(self) -> [(String, f64); 3] {
+    pub fn values(self) -> [(String, f64); 4] {
         [
             ("system/images_per_second".to_owned(), self.images_per_second),
             ("system/share_waiting_for_data".to_owned(), self.waiting),
             ("system/memory_bytes".to_owned(), self.memory_bytes as f64),
+            ("system/memory_peak_bytes".to_owned(), self.memory_peak_bytes as f64),
         ]
     }
 }
@@ -82,15 +84,16 @@ impl Pace {
         (window.steps > 0).then(|| Usage {
             images_per_second: window.images_per_second(self.per_step),
             waiting: window.waited.as_secs_f64() / window.since.elapsed().as_secs_f64().max(1e-9),
-            memory_bytes: resident_bytes(),
+            memory_bytes: memory_bytes("VmRSS:"),
+            memory_peak_bytes: memory_bytes("VmHWM:"),
         })
     }
 }
 
-/// Memory of this process that is in RAM; 0 where the system does not tell.
-fn resident_bytes() -> u64 {
+/// Memory of this process that is in RAM, now (VmRSS) or at its most (VmHWM); 0 where the system does not tell.
+fn memory_bytes(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
 }

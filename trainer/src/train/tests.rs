@@ -1,5 +1,10 @@
+mod chosen_blocks;
+mod every_method;
+mod language;
+mod real;
+
 use super::*;
-use crate::methods;
+use crate::methods::{self, Widths};
 use crate::models::vit::tiny;
 use crate::reference;
 use crate::weights::interpolate::Line;
@@ -20,7 +25,7 @@ fn spec(method: Value, training: Value) -> Spec {
     spec_with(method, json!({"contrastive": {"projection_dim": 16}}), all)
 }
 
-fn spec_with(method: Value, objective: Value, training: Value) -> Spec {
+pub(super) fn spec_with(method: Value, objective: Value, training: Value) -> Spec {
     let mut captions = json!({"asset": "pairs"});
     if !objective["contrastive"].is_null() {
         captions["text_encoder"] = json!("text");
@@ -37,23 +42,53 @@ fn spec_with(method: Value, objective: Value, training: Value) -> Spec {
     parse_spec(document).unwrap()
 }
 
-/// Every method with its words.
-fn methods() -> [Value; 3] {
-    [json!({"kind": "full"}), json!({"kind": "adapter", "rank": 4}), json!({"kind": "film"})]
+/// Methods, one of each way in which they train.
+fn methods() -> Vec<Value> {
+    vec![
+        json!({"kind": "full"}),
+        json!({"kind": "selective", "k": 1}),
+        json!({"kind": "selective", "k": 1, "rule": "first"}),
+        json!({"kind": "selective", "k": 1, "rule": "relative_gradient", "batches": 2}),
+        json!({"kind": "block_expansion", "copies": 1}),
+        json!({"kind": "adapter", "rank": 4}),
+        json!({"kind": "adapter", "rank": 4, "form": "houlsby"}),
+        json!({"kind": "adapter", "rank": 4, "form": "parallel", "init": "lora"}),
+        json!({"kind": "lora", "rank": 4}),
+        json!({"kind": "film"}),
+        json!({"kind": "ladder", "reduction": 4}),
+        json!({"kind": "reprogram"}),
+        json!({"kind": "reprogram", "program": "border"}),
+        json!({"kind": "cross_modal", "language_model": "m", "words": 12, "rank": 4, "alone_steps": 6}),
+    ]
 }
 
-struct Trained {
-    folder: TempDir,
-    events: Vec<Event>,
-    result: Result<BlobRef>,
+/// What a spec's method is given from elsewhere.
+fn given(spec: &Spec) -> Given {
+    let mut given = Given { widths: Widths { word: 24, ..Widths::default() }, ..Given::default() };
+    if let Some(causeway_protocol::Method::CrossModal(_)) = &spec.method {
+        given.tensors.insert("words.table", initial::normal(3, "words.table", &[12, 24], 0.2));
+    }
+    given
+}
+
+/// Number of values that a method trains.
+fn trained(recipe: &Recipe, backbone: &Backbone) -> u64 {
+    let widths = Widths { word: 24, ..Widths::default() };
+    methods::trainable(recipe, backbone, widths).unwrap().iter().map(|(_, values)| values).sum()
+}
+
+pub(super) struct Trained {
+    pub(super) folder: TempDir,
+    pub(super) events: Vec<Event>,
+    pub(super) result: Result<BlobRef>,
 }
 
 impl Trained {
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn metric(&self, name: &str) -> Vec<(u64, f64)> {
+    pub(super) fn metric(&self, name: &str) -> Vec<(u64, f64)> {
         let values = self.events.iter().filter_map(|event| match event {
             Event::Metrics { step, values } => Some((*step, *values.get(name)?)),
             _ => None,
@@ -63,7 +98,7 @@ impl Trained {
 }
 
 /// The images of each step, made from their indices.
-fn images(order: Order, steps: Range<u64>) -> Result<Images> {
+pub(super) fn images(order: Order, steps: Range<u64>) -> Result<Images> {
     let step = move |step| {
         let image = |index: &usize| reference::image(*index as u64, 28, 28).squeeze_dim(0);
         let images: Vec<Tensor> = order.batch(step).iter().map(image).collect();
@@ -93,8 +128,12 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
             captions: &[0, 1, 2, 3, 4, 5, 6, 1, 2],
             embeddings: spec.objective.as_ref().and_then(|o| o.contrastive.as_ref()).map(|_| &embeddings),
             ids: &[],
+            texts: &[],
         },
         language_model: None,
+        given: &given(spec),
+        kept: &Kept::default(),
+        text_encoder: None,
         resume,
         folder: folder.path(),
         device: Device::Cpu,
@@ -105,92 +144,6 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
 
 fn run(spec: &Spec) -> Trained {
     run_until(spec, None, |_| false)
-}
-
-#[test]
-fn a_resumed_run_ends_with_the_bits_of_an_undisturbed_one() {
-    for method in methods() {
-        let spec = spec(method, json!({}));
-        let undisturbed = run(&spec);
-        let stopped = run_until(&spec, None, |event| matches!(event, Event::Metrics { step: 10, .. }));
-        assert!(stopped.result.is_err());
-        let state = stopped.file("resume-0000000008.safetensors");
-        let resumed = run_until(&spec, Some(&state), |_| false);
-
-        let (expected, blob) = (undisturbed.result.as_ref().unwrap(), resumed.result.as_ref().unwrap());
-        assert_eq!(expected, blob, "one checkpoint, byte for byte");
-        for name in ["loss", "learning_rate", "gradient_norm", "temperature", "distance"] {
-            let (all, later) = (undisturbed.metric(name), resumed.metric(name));
-            let expected: Vec<_> = all.into_iter().filter(|(step, _)| *step > 8).collect();
-            assert_eq!(later, expected, "{name}");
-        }
-    }
-}
-
-#[test]
-fn frozen_tensors_keep_their_bytes_and_trained_ones_move() {
-    let backbone = tiny(true);
-    for method in methods() {
-        let spec = spec(method, json!({}));
-        let trained = run(&spec);
-        let line = Line::open(&backbone, &trained.file(CHECKPOINT)).unwrap();
-        let end = line.at(Alpha::ONE);
-        let method = spec.method.as_ref().unwrap();
-        for (name, tensor) in end.iter() {
-            let moved = line.moved().iter().any(|moved| moved == name);
-            assert_eq!(moved, methods::trains(method, name), "{name}");
-            if !moved {
-                assert!(bitwise_equal(tensor, &backbone.tensors[name]), "{name}");
-            }
-        }
-        assert_eq!(tiny(true).digest, backbone.digest);
-    }
-}
-
-#[test]
-fn the_optimiser_holds_what_the_method_trains_and_the_heads() {
-    let backbone = tiny(true);
-    let embeddings = initial::normal(2, "texts", &[7, 32], 1.0);
-    for method in methods() {
-        let spec = spec(method, json!({}));
-        let recipe = Recipe::of(&spec).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let run = TrainRun {
-            spec: &spec,
-            backbone: &backbone,
-            pairs: Pairs {
-                count: 2,
-                images: &images,
-                captions: &[0, 1],
-                embeddings: Some(&embeddings),
-                ids: &[],
-            },
-            language_model: None,
-            resume: None,
-            folder: folder.path(),
-            device: Device::Cpu,
-            journal: &mut |_| Ok(()),
-        };
-        let (learner, _) = Learner::new(&run, &recipe, None).unwrap();
-        let heads = 16 * 64 + 16 * 32 + 1;
-        assert_eq!(learner.optimiser.values(), methods::trainable_values(&recipe, &backbone) + heads);
-        for (name, tensor) in learner.tensors.iter() {
-            assert_eq!(tensor.requires_grad(), methods::trains(&recipe.method, name), "{name}");
-        }
-        assert_eq!(learner.norms()["distance"], 0.0);
-    }
-}
-
-#[test]
-fn the_loss_falls() {
-    for method in methods() {
-        let training = json!({"steps": 60, "learning_rate": 1e-2, "head_learning_rate": 1e-2});
-        let losses = run(&spec(method.clone(), training)).metric("loss");
-        let mean =
-            |values: &[(u64, f64)]| values.iter().map(|(_, loss)| loss).sum::<f64>() / values.len() as f64;
-        let (first, last) = (mean(&losses[..9]), mean(&losses[51..]));
-        assert!(last < 0.5 * first, "{method}: {first} to {last}");
-    }
 }
 
 #[test]
@@ -274,7 +227,7 @@ fn another_seed_is_another_run() {
 }
 
 /// A small autoencoder's objective, with or without the contrastive one beside it.
-fn masked(contrastive: Option<&str>) -> Value {
+pub(super) fn masked(contrastive: Option<&str>) -> Value {
     let decoder = json!({"dim": 32, "depth": 1, "heads": 2});
     let mut objective = json!({"reconstruction": {"mask_ratio": 0.5, "decoder": decoder}});
     if let Some(view) = contrastive {
@@ -283,7 +236,7 @@ fn masked(contrastive: Option<&str>) -> Value {
     objective
 }
 
-fn looped(more: Value) -> Value {
+pub(super) fn looped(more: Value) -> Value {
     let mut all = json!({
         "steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "image_size": 28, "resume_every": 4
     });
@@ -345,8 +298,11 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
         let run = TrainRun {
             spec,
             backbone: &backbone,
-            pairs: Pairs { count: 9, images: &images, captions: &[], embeddings: None, ids: &[] },
+            pairs: Pairs { count: 9, images: &images, captions: &[], embeddings: None, ids: &[], texts: &[] },
             language_model: None,
+            given: &Given::default(),
+            kept: &Kept::default(),
+            text_encoder: None,
             resume: None,
             folder: folder.path(),
             device: Device::Cpu,
@@ -356,6 +312,26 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
     };
     assert_eq!(steps(&by_default), 11, "a tenth");
     assert_eq!(steps(&spec), 11, "as given");
+}
+
+#[test]
+fn what_reads_the_encoder_may_be_trained_before_it() {
+    // LP-FT (arXiv 2202.10054) without a classifier: first the projections, then all.
+    for method in [json!({"kind": "full"}), json!({"kind": "adapter", "rank": 4})] {
+        let training = json!({"encoder_frozen_steps": 10, "head_learning_rate": 1e-2});
+        let trained = run(&spec(method.clone(), training));
+        let distances = trained.metric("distance");
+        assert!(distances[0] == (10, 0.0) && distances[1].1 > 0.0, "{method}: {distances:?}");
+        let temperatures = trained.metric("temperature");
+        assert!(temperatures[0].1 != temperatures[9].1, "{method}: what reads it learns");
+        let states = ["resume-0000000004.safetensors", "resume-0000000008.safetensors"];
+        let states =
+            states.map(|file| crate::weights::safetensors::read(&trained.file(file)).unwrap().tensors);
+        for (name, value) in states[0].iter().filter(|(name, _)| name.starts_with("value/")) {
+            let stood = bitwise_equal(value, &states[1][name]);
+            assert_eq!(stood, name.starts_with("value/encoder/"), "{method} {name}");
+        }
+    }
 }
 
 #[test]
@@ -467,8 +443,12 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
             captions: &[0, 1, 2, 3, 4, 5, 6, 1, 2],
             embeddings: Some(&embeddings),
             ids: &[],
+            texts: &[],
         },
         language_model: None,
+        given: &Given::default(),
+        kept: &Kept::default(),
+        text_encoder: None,
         resume: None,
         folder: folder.path(),
         device: Device::Cpu,

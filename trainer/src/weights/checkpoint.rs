@@ -3,9 +3,10 @@
 //! named by its digest. An adapter's checkpoint is a few megabytes, whatever the backbone.
 
 use super::{Backbone, Tensors, bitwise_equal, safetensors};
+use crate::methods::Widths;
 use crate::models::vit::VitConfig;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::{BlobRef, Captions, Kind, Method, Objective, Spec, Training};
+use causeway_protocol::{BlobRef, Captions, Kind, Method, Objective, Retention, Spec, Training};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +33,9 @@ pub struct Recipe {
     pub captions: Captions,
     /// The loss.
     pub objective: Objective,
+    /// What holds the encoder near θ0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// The loop.
     pub training: Training,
 }
@@ -57,6 +61,7 @@ impl Recipe {
             method,
             captions: captions.clone(),
             objective: objective.clone(),
+            retention: spec.retention.clone(),
             training: training.clone(),
         })
     }
@@ -74,6 +79,8 @@ pub struct Checkpoint {
     pub recipe: Recipe,
     /// Steps done.
     pub step: u64,
+    /// Widths of what the method takes from other models.
+    pub widths: Widths,
     /// The tensors of θ1 that differ from the backbone's, added ones included.
     pub theta1: Tensors,
     /// Values of the added tensors at α = 0.
@@ -91,8 +98,24 @@ pub fn write(
     backbone: &Backbone,
     recipe: &Recipe,
     step: u64,
-    theta1: &Tensors,
-    added_theta0: &Tensors,
+    ends: (&Tensors, &Tensors),
+    widths: Widths,
+) -> Result<BlobRef> {
+    write_with(path, backbone, recipe, step, ends, widths, [])
+}
+
+/// The same with more metadata.
+///
+/// # Errors
+/// A failure of the file system.
+pub fn write_with(
+    path: &Path,
+    backbone: &Backbone,
+    recipe: &Recipe,
+    step: u64,
+    (theta1, added_theta0): (&Tensors, &Tensors),
+    widths: Widths,
+    notes: impl IntoIterator<Item = (String, String)>,
 ) -> Result<BlobRef> {
     let moved = theta1.iter().filter(|(name, tensor)| {
         let before = backbone.tensors.get(name);
@@ -100,13 +123,15 @@ pub fn write(
     });
     let moved = moved.map(|(name, tensor)| (format!("{THETA1}{name}"), tensor.shallow_clone()));
     let start = added_theta0.iter().map(|(name, tensor)| (format!("{THETA0}{name}"), tensor.shallow_clone()));
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("backbone".to_owned(), backbone.digest.clone()),
         ("encoder".to_owned(), serde_json::to_string(&backbone.config)?),
         ("recipe".to_owned(), serde_json::to_string(recipe)?),
         ("step".to_owned(), step.to_string()),
+        ("widths".to_owned(), serde_json::to_string(&widths)?),
     ]);
+    metadata.extend(notes);
     safetensors::write(path, &moved.chain(start).collect(), &metadata)
 }
 
@@ -133,6 +158,9 @@ pub fn parse(file: safetensors::Contents, backbone: &Backbone) -> Result<Checkpo
     ensure!(encoder == backbone.config, "its encoder is {encoder:?}, the backbone {:?}", backbone.config);
     let recipe = serde_json::from_str(field("recipe")?).context("its recipe")?;
     let step = field("step")?.parse().context("its step")?;
+    // Older checkpoints take nothing from other models and do not say so.
+    let widths = file.metadata.get("widths").map(|widths| serde_json::from_str(widths)).transpose();
+    let widths = widths.context("its widths")?.unwrap_or_default();
     let (mut theta0, mut theta1) = (Tensors::new(), Tensors::new());
     for (name, tensor) in file.tensors.iter() {
         if let Some(name) = name.strip_prefix(THETA1) {
@@ -143,16 +171,16 @@ pub fn parse(file: safetensors::Contents, backbone: &Backbone) -> Result<Checkpo
             bail!("{name} is neither in {THETA0} nor in {THETA1}");
         }
     }
-    Ok(Checkpoint { recipe, step, theta1, theta0, digest: file.sha256 })
+    Ok(Checkpoint { recipe, step, widths, theta1, theta0, digest: file.sha256 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods;
+    use crate::methods::{self, testing};
     use crate::models::vit::tiny;
     use crate::weights::interpolate::Line;
-    use causeway_protocol::{AdapterInit, Alpha};
+    use causeway_protocol::Alpha;
     use serde_json::json;
     use std::fs;
     use tch::Tensor;
@@ -164,20 +192,23 @@ mod tests {
             fixed_positions: false,
             captions: serde_json::from_value(json!({"asset": "pairs", "text_encoder": "minilm"})).unwrap(),
             objective: serde_json::from_value(json!({"contrastive": {}})).unwrap(),
+            retention: None,
             training: serde_json::from_value(json!({"steps": 9, "learning_rate": 1e-3})).unwrap(),
         }
     }
 
     /// An adapter's checkpoint whose Up moved, in `folder`.
     fn adapter_checkpoint(folder: &Path, backbone: &Backbone) -> BlobRef {
-        let recipe = recipe(Method::Adapter { rank: 4, init: AdapterInit::Zero, learned_scale: false });
-        let added = methods::added(&recipe.method, &backbone.config, recipe.seed);
+        let recipe = recipe(testing::method(json!({"kind": "adapter", "rank": 4, "learned_scale": false})));
+        let added = methods::added(&recipe, backbone, Widths::default()).unwrap();
         let mut theta1 = backbone.tensors.share();
         theta1.extend(added.start.iter().map(|(name, start)| {
             let moved = if name.contains(".up.") { start + 0.25 } else { start.shallow_clone() };
             (name.to_owned(), moved)
         }));
-        write(&folder.join("checkpoint.safetensors"), backbone, &recipe, 9, &theta1, &added.theta0).unwrap()
+        let ends = (&theta1, &added.theta0);
+        let path = folder.join("checkpoint.safetensors");
+        write(&path, backbone, &recipe, 9, ends, Widths::default()).unwrap()
     }
 
     #[test]

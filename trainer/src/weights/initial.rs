@@ -28,6 +28,11 @@ pub fn truncated_normal(seed: u64, name: &str, shape: &[i64], sigma: f64) -> Ten
     })
 }
 
+/// Values spread evenly between −`bound` and `bound`.
+pub fn uniform(seed: u64, name: &str, shape: &[i64], bound: f64) -> Tensor {
+    fill(shape, &mut stream(seed, name), |generator| (2.0 * generator.uniform() - 1.0) * bound)
+}
+
 fn fill(shape: &[i64], generator: &mut SplitMix64, mut draw: impl FnMut(&mut SplitMix64) -> f64) -> Tensor {
     let count = shape.iter().product::<i64>();
     let values: Vec<f32> = (0..count).map(|_| draw(generator) as f32).collect();

@@ -1,9 +1,10 @@
 //! WiSE-FT (arXiv 2109.01903, §3): the straight line θ_α = (1 − α)·θ0 + α·θ1 between two sets of weights.
 
+use super::checkpoint::{self, Checkpoint};
 use super::source::{self, Hints};
-use super::{Backbone, Tensors, bitwise_equal, checkpoint};
-use crate::methods;
-use crate::models::vit::{Vit, VitConfig};
+use super::{Backbone, Tensors, bitwise_equal};
+use crate::methods::{self, Added};
+use crate::models::vit::{Stem, Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, Method, Positions};
 use std::path::Path;
@@ -43,6 +44,17 @@ impl Encoder {
     pub fn features(&self, pixels: &Tensor) -> Tensor {
         tch::no_grad(|| self.vit.features(&self.tensors, pixels))
     }
+
+    /// The same bits from what the line's encoders have in common, where they have anything.
+    ///
+    /// # Shapes
+    /// `pixels` [batch, 3, height, width], normalised → [batch, dim]
+    pub fn features_with(&self, stem: Option<&Stem>, pixels: &Tensor) -> Tensor {
+        match stem {
+            Some(stem) => tch::no_grad(|| self.vit.features_from(&self.tensors, stem)),
+            None => self.features(pixels),
+        }
+    }
 }
 
 impl Line {
@@ -58,9 +70,7 @@ impl Line {
         let context = || format!("reading weights {}", theta1.display());
         if checkpoint::is_checkpoint(&source.contents.metadata) {
             let checkpoint = checkpoint::parse(source.contents, backbone).with_context(context)?;
-            let method = checkpoint.recipe.method;
-            return Line::new(backbone, method, checkpoint.theta1, checkpoint.theta0, checkpoint.digest)
-                .with_context(context);
+            return Line::to(backbone, checkpoint).with_context(context);
         }
         let digest = source.contents.sha256.clone();
         let other = Backbone::of(source).with_context(context)?;
@@ -71,19 +81,30 @@ impl Line {
             other.config,
             backbone.config
         );
-        Line::new(backbone, Method::Full {}, other.tensors, Tensors::new(), digest).with_context(context)
+        let ends = (other.tensors, Tensors::new());
+        Line::new(backbone, Method::Full {}, Added::default(), ends, digest).with_context(context)
+    }
+
+    /// The line to a checkpoint of this backbone.
+    ///
+    /// # Errors
+    /// Tensors that its method does not add, or of other shapes.
+    pub fn to(backbone: &Backbone, checkpoint: Checkpoint) -> Result<Line> {
+        let expected = methods::added(&checkpoint.recipe, backbone, checkpoint.widths)?;
+        let ends = (checkpoint.theta1, checkpoint.theta0);
+        Line::new(backbone, checkpoint.recipe.method, expected, ends, checkpoint.digest)
     }
 
     /// The line to `theta1`, of which only the tensors that differ from θ0 need to be given. `added_theta0` are the
-    /// values of the added tensors at α = 0.
+    /// values of the added tensors at α = 0; they must have the names and shapes of the `expected`.
     fn new(
         backbone: &Backbone,
         method: Method,
-        theta1: Tensors,
-        added_theta0: Tensors,
+        expected: Added,
+        (theta1, added_theta0): (Tensors, Tensors),
         digest: String,
     ) -> Result<Line> {
-        let expected = methods::added(&method, &backbone.config, 0).theta0;
+        let expected = expected.theta0;
         let mut theta0 = backbone.tensors.share();
         theta0.extend(added_theta0.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
         for (name, tensor) in expected.iter() {
@@ -167,6 +188,36 @@ impl Line {
         }
     }
 
+    /// How many of the first blocks give the same for every α: those before the first whose weights moved or in which the
+    /// method acts. `None` where not even the embedded tokens are the same.
+    pub fn shared_blocks(&self) -> Option<i64> {
+        let depth = self.vit.config.depth;
+        let moved = self.moved.iter().filter(|name| self.bare.get(name).is_some());
+        let first = |name: &String| match name.strip_prefix("blocks.") {
+            Some(rest) => rest.split('.').next()?.parse().ok(),
+            None => (name.starts_with("norm.") || name.starts_with("proj.")).then_some(depth),
+        };
+        let untouched = methods::tuner(&self.vit.method).untouched_blocks(&self.vit.config);
+        moved.map(first).chain([untouched]).min_by_key(|shared| shared.unwrap_or(-1)).flatten()
+    }
+
+    /// What all θ_α have in common of a batch.
+    ///
+    /// # Shapes
+    /// `pixels` [batch, 3, height, width], normalised
+    pub fn stem(&self, pixels: &Tensor) -> Option<Stem> {
+        let blocks = self.shared_blocks()?;
+        Some(tch::no_grad(|| self.vit.stem(&self.bare, pixels, blocks)))
+    }
+
+    /// Whether its encoders take images of this side.
+    ///
+    /// # Errors
+    /// A method that was trained for another.
+    pub fn check_image_size(&self, image_size: u32) -> Result<()> {
+        methods::tuner(&self.vit.method).takes(&self.theta1, image_size)
+    }
+
     /// The encoder at α. At α = 0 it is the bare backbone, without the method: it belongs to no run.
     pub fn encoder(&self, alpha: Alpha) -> Encoder {
         match alpha {
@@ -190,9 +241,10 @@ fn mix(a: &Tensor, b: &Tensor, alpha: Alpha) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::methods::{Widths, testing};
     use crate::models::vit::{Activation, tiny, tiny_clip};
     use crate::weights::{initial, safetensors};
-    use causeway_protocol::AdapterInit;
+    use serde_json::json;
     use std::collections::BTreeMap;
 
     fn alpha(value: f64) -> Alpha {
@@ -205,8 +257,14 @@ mod tests {
         let moved = backbone.tensors.iter().step_by(2);
         let theta1 = moved
             .map(|(name, tensor)| (name.to_owned(), tensor + initial::normal(5, name, &tensor.size(), 0.05)));
-        let line =
-            Line::new(&backbone, Method::Full {}, theta1.collect(), Tensors::new(), String::new()).unwrap();
+        let line = Line::new(
+            &backbone,
+            Method::Full {},
+            Added::default(),
+            (theta1.collect(), Tensors::new()),
+            String::new(),
+        )
+        .unwrap();
         (backbone, line)
     }
 
@@ -256,9 +314,10 @@ mod tests {
     #[test]
     fn an_adapter_begins_as_the_identity_and_grows_along_the_line() {
         let backbone = tiny(true);
-        let method = Method::Adapter { rank: 4, init: AdapterInit::Houlsby, learned_scale: true };
-        let added = methods::added(&method, &backbone.config, 3);
-        let line = Line::new(&backbone, method, added.start, added.theta0, String::new()).unwrap();
+        let recipe = testing::recipe(json!({"kind": "adapter", "rank": 4, "init": "houlsby"}));
+        let added = || methods::added(&recipe, &backbone, Widths::default()).unwrap();
+        let ends = (added().start, added().theta0);
+        let line = Line::new(&backbone, recipe.method.clone(), added(), ends, String::new()).unwrap();
         assert_eq!(line.moved(), ["blocks.0.adapter.up.weight", "blocks.1.adapter.up.weight"]);
         let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
         let bare = line.encoder(Alpha::ZERO).features(&pixels);
@@ -272,6 +331,32 @@ mod tests {
             0.0 < distances[0] && distances[0] < distances[1] && distances[1] < distances[2],
             "{distances:?}"
         );
+    }
+
+    #[test]
+    fn blocks_before_the_first_that_moved_are_computed_once_and_give_the_same_bits() {
+        let backbone = tiny(true);
+        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
+        let line = |moved: &[&str]| {
+            let theta1 = moved.iter().map(|name| ((*name).to_owned(), &backbone.tensors[name] + 0.1));
+            let ends = (theta1.collect(), Tensors::new());
+            Line::new(&backbone, Method::Full {}, Added::default(), ends, String::new()).unwrap()
+        };
+        for (moved, shared) in [
+            (vec!["norm.weight"], Some(2)),
+            (vec!["blocks.1.mlp.fc2.bias", "norm.weight"], Some(1)),
+            (vec!["blocks.0.ls1.gamma", "blocks.1.mlp.fc2.bias"], Some(0)),
+            (vec!["blocks.1.mlp.fc2.bias", "cls_token"], None),
+        ] {
+            let line = line(&moved);
+            assert_eq!(line.shared_blocks(), shared, "{moved:?}");
+            let stem = line.stem(&pixels);
+            for value in [0.0, 0.3, 1.0] {
+                let encoder = line.encoder(alpha(value));
+                let features = encoder.features_with(stem.as_ref(), &pixels);
+                assert!(bitwise_equal(&features, &encoder.features(&pixels)), "{moved:?} {value}");
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod names;
 pub mod pickle;
 pub mod resume;
 pub mod safetensors;
+pub mod soup;
 pub mod source;
 pub mod torch;
 

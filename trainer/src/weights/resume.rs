@@ -75,6 +75,19 @@ fn states_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(states)
 }
 
+/// The recipe that a state belongs to.
+///
+/// # Errors
+/// A damaged file.
+pub fn recipe(path: &Path) -> Result<Recipe> {
+    let file = safetensors::read(path)?;
+    let read = || -> Result<Recipe> {
+        let recipe = file.metadata.get("recipe").context("its metadata lack recipe")?;
+        serde_json::from_str(recipe).context("its recipe")
+    };
+    read().with_context(|| format!("resuming from {}", path.display()))
+}
+
 /// Reads a state.
 ///
 /// # Errors

@@ -129,7 +129,7 @@ fn a_fresh_autoencoder_starts_as_mae_s_and_its_loss_goes_to_every_trained_tensor
         .collect();
     let pixels = initial::normal(1, "pixels", &[2, 3, 16, 16], 1.0);
     let mask = random_masking(&noise(2, 16), 4);
-    let tokens = Vit::bare(&config).tokens(&all, &pixels, Some(&mask.visible));
+    let tokens = Vit::bare(&config).tokens(&all, &pixels, Some(&mask.visible), None);
     assert_eq!(tokens.size(), [2, 5, 64]);
     let prediction = decoder.decode(&all, &tokens, &mask);
     assert_eq!(prediction.size(), [2, 16, 48]);
@@ -168,7 +168,7 @@ fn loss_and_gradient_are_those_of_hugging_face() {
     let tensors = golden::weights(config.shapes().into_iter().chain(decoder.shapes()));
     let pixels = golden::pixels(2, 32, 32);
     let mask = random_masking(&golden::seeded("noise", &[2, 16], 0.25), 4);
-    let tokens = Vit::bare(&config).tokens(&tensors, &pixels, Some(&mask.visible));
+    let tokens = Vit::bare(&config).tokens(&tensors, &pixels, Some(&mask.visible), None);
     let prediction = decoder.decode(&tensors, &tokens, &mask).set_requires_grad(true);
     for (case, norm_pix) in [("pixels", false), ("normalised", true)] {
         let of = |what: &str| golden::numbers(&format!("mae.{case}.{what}"));
@@ -186,7 +186,7 @@ fn loss_and_gradient_are_those_of_hugging_face() {
 
     let pixels = golden::pixels(2, 24, 40);
     let mask = random_masking(&golden::seeded("noise 15", &[2, 15], 0.25), 3);
-    let tokens = Vit::bare(&config).tokens(&tensors, &pixels, Some(&mask.visible));
+    let tokens = Vit::bare(&config).tokens(&tensors, &pixels, Some(&mask.visible), None);
     let of = |what: &str| golden::numbers(&format!("mae.resized.{what}"));
     assert_near(&tokens.flatten(0, -1).narrow(0, 0, 6), &of("first"), 1e-5);
     assert_near(&tokens.norm(), &of("norm"), 1e-4);

@@ -63,14 +63,14 @@ fn the_feature_is_the_first_of_all_tokens() {
     let pixels = initial::normal(1, "pixels", &[2, 3, 56, 42], 1.0);
     let backbone = tiny(true);
     let vit = Vit::bare(&backbone.config);
-    let tokens = vit.tokens(&backbone.tensors, &pixels, None);
+    let tokens = vit.tokens(&backbone.tensors, &pixels, None, None);
     assert_eq!(tokens.size(), [2, 13, 64]);
     // The last block of `features` multiplies fewer rows at once: sums in another order.
     assert!(tokens.select(1, 0).allclose(&vit.features(&backbone.tensors, &pixels), 1e-5, 1e-5, false));
 
     let clip = tiny_clip(Activation::QuickGelu);
     let vit = Vit::bare(&clip.config);
-    let class = vit.tokens(&clip.tensors, &pixels, None).select(1, 0);
+    let class = vit.tokens(&clip.tensors, &pixels, None, None).select(1, 0);
     let projected = class.matmul(&clip.tensors["proj.weight"].transpose(0, 1));
     assert!(projected.allclose(&vit.features(&clip.tensors, &pixels), 1e-5, 1e-5, false));
     assert_eq!(projected.size(), [2, 32]);
@@ -82,8 +82,8 @@ fn all_patches_visible_in_their_order_is_the_whole_image() {
     let vit = Vit::bare(&backbone.config);
     let pixels = initial::normal(1, "pixels", &[2, 3, 56, 56], 1.0);
     let all = Tensor::arange(16, (Kind::Int64, tch::Device::Cpu)).expand([2, 16], false);
-    let tokens = vit.tokens(&backbone.tensors, &pixels, Some(&all));
-    assert!(bitwise_equal(&tokens, &vit.tokens(&backbone.tensors, &pixels, None)));
+    let tokens = vit.tokens(&backbone.tensors, &pixels, Some(&all), None);
+    assert!(bitwise_equal(&tokens, &vit.tokens(&backbone.tensors, &pixels, None, None)));
 }
 
 #[test]
@@ -92,14 +92,14 @@ fn a_dropped_patch_has_no_influence_and_a_kept_one_its_own_position() {
     let vit = Vit::bare(&backbone.config);
     let pixels = initial::normal(1, "pixels", &[1, 3, 56, 56], 1.0);
     let visible = Tensor::from_slice(&[5i64, 0, 10]).reshape([1, 3]);
-    let tokens = vit.tokens(&backbone.tensors, &pixels, Some(&visible));
+    let tokens = vit.tokens(&backbone.tensors, &pixels, Some(&visible), None);
     assert_eq!(tokens.size(), [1, 4, 64]);
     // The last patch, row 3 and column 3, is not visible.
     let changed = pixels.copy();
     let _ = changed.narrow(2, 42, 14).narrow(3, 42, 14).fill_(3.0);
-    assert!(bitwise_equal(&vit.tokens(&backbone.tensors, &changed, Some(&visible)), &tokens));
+    assert!(bitwise_equal(&vit.tokens(&backbone.tensors, &changed, Some(&visible), None), &tokens));
     let order = Tensor::from_slice(&[0i64, 10, 5]).reshape([1, 3]);
-    let reordered = vit.tokens(&backbone.tensors, &pixels, Some(&order));
+    let reordered = vit.tokens(&backbone.tensors, &pixels, Some(&order), None);
     let back = reordered.index_select(1, &Tensor::from_slice(&[0i64, 3, 1, 2]));
     assert!(back.allclose(&tokens, 1e-5, 1e-5, false));
 }
@@ -119,7 +119,7 @@ fn half_precision_goes_through_in_its_own_dtype() {
                 let vit = Vit::bare(&backbone.config).with_positions(rule);
                 let feature = vit.features(&tensors, &pixels.to_kind(kind));
                 assert_eq!(feature.kind(), kind);
-                assert_eq!(vit.tokens(&tensors, &pixels.to_kind(kind), None).kind(), kind);
+                assert_eq!(vit.tokens(&tensors, &pixels.to_kind(kind), None, None).kind(), kind);
                 if rule == Positions::HfSize {
                     // Eight bits of mantissa over two blocks.
                     let error = (feature.to_kind(Kind::Float) - &exact).norm() / exact.norm();
@@ -152,7 +152,7 @@ fn features_and_tokens_are_timm_s_under_each_rule_for_positions() {
         assert_golden(&vit.features(&tensors, &native), "dino.native");
         assert_golden(&vit.features(&tensors, &other), &format!("dino.{name}"));
     }
-    assert_golden(&vit.tokens(&tensors, &native, None).narrow(1, 5, 12), "dino.tokens");
+    assert_golden(&vit.tokens(&tensors, &native, None, None).narrow(1, 5, 12), "dino.tokens");
 }
 
 #[test]

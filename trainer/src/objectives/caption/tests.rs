@@ -162,3 +162,17 @@ fn what_cannot_be_scored_is_refused() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn a_share_of_the_prefix_is_dropped_and_the_rest_makes_up_for_it() {
+    let prefix = Tensor::ones([20, 50, 40], (Kind::Float, tch::Device::Cpu));
+    let dropped = |share, seed| drop_values(prefix.shallow_clone(), share, SplitMix64::new(seed));
+    assert!(bitwise_equal(&dropped(0.0, 1), &prefix));
+    let tenth = dropped(0.1, 1);
+    let zeros = tenth.eq(0.0).sum(Kind::Int64).int64_value(&[]) as f64 / 40_000.0;
+    // 40,000 draws give a tenth to ±0.0015, one standard deviation.
+    assert!((zeros - 0.1).abs() < 0.006, "{zeros}");
+    assert!((tenth.max().double_value(&[]) - 1.0 / 0.9).abs() < 1e-6);
+    assert!((tenth.mean(Kind::Float).double_value(&[]) - 1.0).abs() < 0.007);
+    assert!(bitwise_equal(&tenth, &dropped(0.1, 1)) && !bitwise_equal(&tenth, &dropped(0.1, 2)));
+}

@@ -192,11 +192,11 @@ pub fn layer_factor(name: &str, depth: i64, decay: f64) -> f64 {
     decay.powi((depth + 1 - layer) as i32)
 }
 
-/// Matrices are decayed; vectors and scalars (biases, norms, scales, gates, the temperature) and the class token and
-/// position table, which are vectors in all but shape, are not.
+/// Matrices are decayed; vectors and scalars (biases, norms, scales, gates, the temperature) and the class token, the
+/// position table and null texts, which are vectors in all but shape, are not.
 fn is_decayed(name: &str, tensor: &Tensor) -> bool {
     let leaf = name.rsplit('/').next().unwrap_or(name);
-    tensor.dim() >= 2 && leaf != "cls_token" && leaf != "pos_embed"
+    tensor.dim() >= 2 && leaf != "cls_token" && leaf != "pos_embed" && !leaf.ends_with(".null")
 }
 
 /// Scales the gradients down to a global norm of at most `max_norm`, as torch.nn.utils.clip_grad_norm_ does. Returns
@@ -301,6 +301,7 @@ mod tests {
             ("encoder/blocks.0.adapter.scale", &[4], false),
             ("encoder/cls_token", &[1, 1, 4], false),
             ("encoder/pos_embed", &[1, 5, 4], false),
+            ("encoder/fusion.null", &[1, 4], false),
             ("heads/logit_scale", &[], false),
         ] {
             assert_eq!(is_decayed(name, &zeros(shape)), decayed, "{name}");

@@ -1,0 +1,150 @@
+use super::*;
+use serde_json::json;
+
+fn minimal() -> serde_json::Value {
+    json!({
+        "experiment": "e", "kind": "finetune",
+        "weights": {"theta0": {"asset": "vit"}},
+        "method": {"kind": "adapter"},
+        "captions": {"asset": "pairs", "text_encoder": "minilm"},
+        "objective": {"contrastive": {}},
+        "training": {"steps": 10, "learning_rate": 1e-3},
+        "evaluation": {"datasets": [{"asset": "d", "role": "ood"}]}
+    })
+}
+
+fn fields(document: serde_json::Value) -> Vec<String> {
+    parse_spec(document).unwrap_err().into_iter().map(|problem| problem.field).collect()
+}
+
+#[test]
+fn a_minimal_spec_gets_every_default() {
+    let spec = parse_spec(minimal()).unwrap();
+    assert_eq!(spec.name, "adapter seed 0");
+    assert_eq!(spec.max_attempts, 3);
+    assert_eq!(spec.evaluation.alphas.len(), 11);
+    assert_eq!(spec.evaluation.protocols()[3].id, "knn20-t0.07-direct224-cls-f32");
+    assert_eq!(spec.assets(), ["vit", "pairs", "minilm", "d"]);
+    let again = parse_spec(serde_json::to_value(&spec).unwrap()).unwrap();
+    assert_eq!(again, spec, "a spec with its defaults filled in is itself");
+}
+
+#[test]
+fn unknown_and_mistyped_fields_are_named() {
+    let mut document = minimal();
+    document["training"]["learning_rat"] = json!(1);
+    assert_eq!(fields(document), ["training.learning_rat"]);
+    let mut document = minimal();
+    document["method"] = json!({"kind": "adapter", "rnk": 4});
+    let problems = parse_spec(document).unwrap_err();
+    assert!(problems[0].rule.contains("rnk"), "{problems:?}");
+    let mut document = minimal();
+    document["training"]["steps"] = json!("many");
+    assert_eq!(fields(document), ["training.steps"]);
+}
+
+#[test]
+fn every_broken_rule_is_reported_at_once() {
+    let mut document = minimal();
+    document["training"]["learning_rate"] = json!(-1.0);
+    document["evaluation"]["k"] = json!([5, 1]);
+    document["evaluation"]["alphas"] = json!([0.5, 0.1]);
+    document["weights"]["theta0"] = json!({"blob": "xyz"});
+    assert_eq!(
+        fields(document),
+        ["weights.theta0.blob", "training.learning_rate", "evaluation.alphas", "evaluation.k"]
+    );
+}
+
+#[test]
+fn the_image_in_a_border_stands_in_the_middle() {
+    let with = |size: u32, inner: serde_json::Value| {
+        let mut document = minimal();
+        document["method"] = json!({"kind": "reprogram", "program": "border"});
+        if !inner.is_null() {
+            document["method"]["inner"] = inner;
+        }
+        document["training"]["image_size"] = json!(size);
+        document["evaluation"]["image_size"] = json!(size);
+        document
+    };
+    for (size, inner) in [(224, 196), (98, 86), (84, 74), (28, 24), (14, 12)] {
+        let spec = parse_spec(with(size, json!(null))).unwrap();
+        assert_eq!(serde_json::to_value(spec.method).unwrap()["inner"], inner, "of {size}");
+    }
+    assert_eq!(fields(with(98, json!(85))), ["method.inner"]);
+    assert_eq!(fields(with(98, json!(98))), ["method.inner"]);
+    parse_spec(with(98, json!(84))).unwrap();
+}
+
+#[test]
+fn an_evaluation_needs_both_ends_and_no_training() {
+    let mut document = minimal();
+    document["kind"] = json!("evaluate");
+    assert_eq!(fields(document), ["weights.theta1", "method", "captions", "objective", "training"]);
+}
+
+#[test]
+fn what_chooses_a_greedy_soup_does_not_judge_it() {
+    let spec = |greedy_on: &str| {
+        let soup = json!({"checkpoints": ["a".repeat(64), "b".repeat(64)], "greedy_on": greedy_on});
+        json!({
+            "experiment": "e", "kind": "evaluate",
+            "weights": {"theta0": {"asset": "vit"}, "theta1": {"soup": soup}},
+            "evaluation": {"datasets": [{"asset": "d", "role": "ood"}]}
+        })
+    };
+    assert_eq!(fields(spec("d")), ["weights.theta1.soup.greedy_on"]);
+    let spec = parse_spec(spec("other")).unwrap();
+    assert_eq!(spec.assets(), ["vit", "other", "d"]);
+    assert_eq!(spec.blobs(), ["a".repeat(64), "b".repeat(64)]);
+}
+
+#[test]
+fn a_method_that_leaves_nothing_trained_where_evaluations_look_is_refused_with_the_reason() {
+    for (method, field) in [
+        (json!({"kind": "selective", "k": 0}), "method.k"),
+        (json!({"kind": "block_expansion", "copies": 0}), "method.copies"),
+        (json!({"kind": "lora", "targets": []}), "method.targets"),
+        (json!({"kind": "adapter", "blocks": []}), "method.blocks"),
+        (json!({"kind": "film", "generator": {"null_text": "drop"}}), "method.generator.null_text"),
+        (json!({"kind": "fusion", "attention": "asymmetric", "null_text": "drop"}), "method.null_text"),
+        (json!({"kind": "fusion", "attention": "co_attention", "null_text": "drop"}), "method.null_text"),
+    ] {
+        let mut document = minimal();
+        document["method"] = method.clone();
+        let problems = parse_spec(document).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{method}: {problems:?}") };
+        assert_eq!(problem.field, field, "{method}");
+        assert!(problem.rule.contains("nothing trained on the path that is evaluated"), "{problem}");
+    }
+    let mut document = minimal();
+    document["method"] = json!({"kind": "fusion", "attention": "merged", "null_text": "drop"});
+    assert!(parse_spec(document).is_ok(), "merged attention is over the image's own tokens too");
+}
+
+#[test]
+fn what_belongs_to_another_method_or_term_is_refused() {
+    let with = |path: &str, value: serde_json::Value| {
+        let mut document = minimal();
+        *document.pointer_mut(path).unwrap() = value;
+        fields(document)
+    };
+    assert_eq!(with("/method", json!({"kind": "token_replay", "reading": "c"})), ["method.buffer"]);
+    assert_eq!(
+        with("/method", json!({"kind": "token_replay", "buffer": {"dataset": "d"}})),
+        ["method.buffer"]
+    );
+    assert_eq!(with("/method", json!({"kind": "reprogram", "inner": 100})), ["method.inner"]);
+    assert_eq!(with("/method", json!({"kind": "lora", "targets": ["query", "query"]})), ["method.targets"]);
+    let mut document = minimal();
+    document["retention"] = json!({"rehearsal": {"dataset": "d"}, "l2_sp": {"weight": -1.0}});
+    assert_eq!(fields(document), ["retention.l2_sp.weight", "retention.rehearsal"]);
+    let mut document = minimal();
+    document["retention"] = json!({});
+    assert_eq!(fields(document), ["retention"]);
+    let mut document = minimal();
+    document["method"] = json!({"kind": "fusion"});
+    document["captions"]["train_text_encoder"] = json!(true);
+    assert_eq!(fields(document), ["captions.train_text_encoder"]);
+}

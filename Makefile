@@ -5,7 +5,7 @@
 #   STATE=dir make demo     … with all state in that folder
 #   make test               everything that is checked, set-up included
 #   make lint               formatting, clippy and the type check only
-#   make bench, make chaos  the benchmarks and the long failure tests
+#   make bench, make chaos  the benchmarks and the long failure tests; BENCH=memory,lora make bench runs those parts
 
 SHELL := /bin/bash
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))

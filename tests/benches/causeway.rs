@@ -30,10 +30,16 @@ const VALUES: u64 = 1000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    server().await?;
-    sweep()?;
-    memory()?;
-    if let Some(folder) = std::env::var_os("DATA") {
+    if asked("server") {
+        server().await?;
+    }
+    if asked("sweep") {
+        sweep()?;
+    }
+    if asked("memory") {
+        memory()?;
+    }
+    if let Some(folder) = std::env::var_os("DATA").filter(|_| asked("data")) {
         real_data(Path::new(&folder))?;
     }
     match std::env::var_os("PYTHON_WITH_TORCH") {
@@ -43,6 +49,11 @@ async fn main() -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Whether a part is to run: all, or those that `BENCH` names, such as `BENCH=memory,lora`.
+fn asked(part: &str) -> bool {
+    std::env::var("BENCH").map_or(true, |parts| parts.split(',').any(|named| named == part))
 }
 
 fn report(name: &str, value: f64, unit: &str, what: &str) {
@@ -250,7 +261,7 @@ fn beside_torch(python: &Path) -> Result<()> {
     let script = causeway_tests::repository().join("tests/benches/step.py");
     let threads = std::thread::available_parallelism()?.get().to_string();
     let folder = tempfile::tempdir()?;
-    for (method, dtype) in CELLS {
+    for (method, dtype) in CELLS.into_iter().filter(|(method, _)| asked("torch") || asked(method)) {
         let (mut ours, mut theirs, mut gemm) = (Vec::new(), Vec::new(), 0.0f64);
         for round in 0..ROUNDS {
             let out = folder.path().join(format!("{method}-{dtype}-{round}"));

@@ -111,8 +111,11 @@ fn describe(
     );
     let _ = writeln!(
         text,
-        "evaluation: {} datasets at {} α, k = {:?}",
-        spec.evaluation.datasets.len(),
+        "evaluation: {} at {} α, k = {:?}",
+        match spec.evaluation.datasets.len() {
+            1 => "1 dataset".to_owned(),
+            several => format!("{several} datasets"),
+        },
         spec.evaluation.alphas.len(),
         spec.evaluation.k
     );

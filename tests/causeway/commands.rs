@@ -25,7 +25,7 @@ async fn runs_are_submitted_listed_chosen_cancelled_and_exported() -> Result<()>
     let file = file.to_string_lossy().into_owned();
 
     let dry = run(&server, &["submit", "--dry-run", &file])?;
-    assert!(dry.status.success() && said(&dry).contains("\"learned_scale\": true"), "{}", said(&dry));
+    assert!(dry.status.success() && said(&dry).contains("\"text_encoder\": \"minilm\""), "{}", said(&dry));
     assert!(said(&run(&server, &["runs"])?).contains("no runs yet"));
     let submitted = run(&server, &["submit", &file])?;
     assert!(submitted.status.success(), "{}", said(&submitted));

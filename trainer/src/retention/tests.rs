@@ -1,5 +1,5 @@
 use super::*;
-use crate::methods::{self, Given, Widths, testing};
+use crate::methods::{Given, Widths, testing};
 use crate::models::vit::tiny;
 use crate::order::Order;
 use crate::reference;

@@ -13,7 +13,7 @@ use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
 use crate::evaluate::sweep::{self, Measured, Sweep};
 use crate::journal::Journal;
-use crate::methods;
+use crate::methods::{self, Widths};
 use crate::train::{self, TrainRun};
 use crate::weights::Backbone;
 use crate::weights::checkpoint::Recipe;
@@ -110,6 +110,12 @@ fn tell(journal: &mut Journal, event: Event) -> Result<()> {
     journal.append(event)
 }
 
+/// Number of values that a run trains in the encoder.
+fn trainable(spec: &Spec, backbone: &Backbone, widths: Widths) -> Result<u64> {
+    let Ok(recipe) = Recipe::of(spec) else { return Ok(0) };
+    Ok(methods::trainable(&recipe, backbone, widths)?.iter().map(|(_, values)| values).sum())
+}
+
 /// An attempt under way.
 struct Attempt<'a> {
     folder: &'a Path,
@@ -146,17 +152,21 @@ impl<'a> Attempt<'a> {
         };
         let backbone = backbone.context("loading θ0")?;
         backbone.config.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
+        // Other models are opened for this, so once.
+        let widths = material::widths(&spec, &self.library)?;
         self.tell(Event::Backbone {
             digest: backbone.digest.clone(),
             parameters: backbone.tensors.values(),
-            trainable: self.trainable(&spec, &backbone)?,
+            trainable: trainable(&spec, &backbone, widths)?,
         })?;
         // Before training, so that a corrupt image is known now and not when the checkpoint is waiting for it.
         let datasets =
             sweep::read_datasets(&self.library, &spec.evaluation, self.environment.threads as usize)?;
 
         let theta1 = match (spec.kind, self.lease.phase) {
-            (Kind::Finetune | Kind::Pretrain, Phase::Train) => self.train(&spec, &backbone, &datasets)?,
+            (Kind::Finetune | Kind::Pretrain, Phase::Train) => {
+                self.train(&spec, &backbone, &datasets, widths)?
+            }
             (Kind::Finetune | Kind::Pretrain, Phase::Evaluate) => {
                 let checkpoint = self.lease.checkpoint.clone();
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
@@ -191,18 +201,17 @@ impl<'a> Attempt<'a> {
         tell(self.journal, event)
     }
 
-    /// Number of values that the run trains in the encoder.
-    fn trainable(&self, spec: &Spec, backbone: &Backbone) -> Result<u64> {
-        let Ok(recipe) = Recipe::of(spec) else { return Ok(0) };
-        let widths = material::widths(spec, &self.library)?;
-        Ok(methods::trainable(&recipe, backbone, widths)?.iter().map(|(_, values)| values).sum())
-    }
-
     /// Trains and returns the file of the checkpoint.
-    fn train(&mut self, spec: &Spec, backbone: &Backbone, datasets: &[Measured]) -> Result<PathBuf> {
+    fn train(
+        &mut self,
+        spec: &Spec,
+        backbone: &Backbone,
+        datasets: &[Measured],
+        widths: Widths,
+    ) -> Result<PathBuf> {
         self.tell(Event::Phase { phase: Phase::Train })?;
         let threads = self.environment.threads as usize;
-        let material = Material::read(spec, &self.library, datasets, self.device, threads)?;
+        let material = Material::read(spec, &self.library, datasets, widths, (self.device, threads))?;
         self.tell(material.event(spec))?;
         if let (Some(method), Some(objective)) = (&spec.method, &spec.objective) {
             narrate::shown(method, objective).iter().for_each(|line| narrate::say(line));

@@ -44,7 +44,7 @@ pub struct Material {
 }
 
 impl Material {
-    /// Reads and checks all of it.
+    /// Reads and checks all of it; `widths` are what [`widths`] says.
     ///
     /// # Errors
     /// An asset that is missing or damaged, an image that cannot be read, an image that is also evaluated on.
@@ -52,8 +52,8 @@ impl Material {
         spec: &Spec,
         library: &Library,
         datasets: &[Measured],
-        device: Device,
-        threads: usize,
+        widths: Widths,
+        (device, threads): (Device, usize),
     ) -> Result<Material> {
         let (Some(named), Some(training), Some(objective)) =
             (&spec.captions, &spec.training, &spec.objective)
@@ -90,7 +90,7 @@ impl Material {
             (Some(CaptionForm::Tokens), Some(encoder), _) => encoder.token_rows(&captions.distinct)?,
             _ => Vec::new(),
         };
-        let mut given = Given { widths: widths(spec, library)?, ..Given::default() };
+        let mut given = Given { widths, ..Given::default() };
         if let Some(Method::TokenReplay(own)) = &spec.method
             && own.reading == Reading::A
         {

@@ -1,7 +1,7 @@
 //! Every method on what it is for: a pretrained ViT-S, photo-like stamps and their captions.
 
 use super::*;
-use crate::attempt::material::Material;
+use crate::attempt::material::{self, Material};
 use crate::data::asset::Library;
 use crate::models::vit::Vit;
 use std::path::Path;
@@ -44,7 +44,9 @@ struct World {
 impl World {
     fn new(spec: Spec) -> World {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/data");
-        let material = Material::read(&spec, &Library::find(&[data]), &[], Device::Cpu, 1).unwrap();
+        let library = Library::find(&[data]);
+        let widths = material::widths(&spec, &library).unwrap();
+        let material = Material::read(&spec, &library, &[], widths, (Device::Cpu, 1)).unwrap();
         let backbone =
             Backbone::read(&reference::model("vit-s14-imgfocus").join("model.safetensors")).unwrap();
         World { spec, backbone, material }

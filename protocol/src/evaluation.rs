@@ -1,7 +1,7 @@
 //! What an evaluation measures and under which protocol: everything that decides a number besides weights and
 //! data. Two points compare only under one protocol, so its id spells all of it out.
 
-use crate::Alpha;
+use crate::{Alpha, sha256_hex};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -20,6 +20,15 @@ pub struct Evaluation {
     /// Temperature T of the vote exp(sim / T); DINO's is 0.07.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
+    /// Beside k-NN: a linear classifier trained on the bank's features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear_probe: Option<LinearProbe>,
+    /// Beside k-NN, for encoders with a text tower: the class whose name is nearest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_shot: Option<ZeroShot>,
+    /// After the α given, so many rounds that each halve the steps on either side of the best α.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refine: u32,
     /// How an image becomes the encoder's input.
     #[serde(default)]
     pub preprocess: Preprocess,
@@ -38,6 +47,27 @@ pub struct Evaluation {
     /// Images per forward pass; part of the numerics stamp, not of the protocol.
     #[serde(default = "default_batch_size")]
     pub batch_size: u32,
+}
+
+/// Multinomial logistic regression on L2-normalised features, fitted to convergence with an L2 penalty on its weights.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinearProbe {
+    /// Inverse strengths C of the penalty, as scikit-learn counts it: C·Σ loss + ½·|W|². Of several, the one that is best
+    /// on a seeded fifth of the bank when fitted to the rest.
+    #[serde(default = "default_c")]
+    pub c: Vec<f64>,
+}
+
+/// CLIP's zero-shot classification (arXiv 2103.00020, §3.1): the class whose text embedding is most similar.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ZeroShot {
+    /// Name of the text encoder asset whose embeddings share a space with the encoder's features.
+    pub text_encoder: String,
+    /// Sentences with `{}` in the class name's place. A class is the mean of their normalised embeddings.
+    #[serde(default = "default_templates")]
+    pub templates: Vec<String>,
 }
 
 /// A dataset and the part it plays in one evaluation.
@@ -114,10 +144,8 @@ pub enum Dtype {
 pub struct Protocol {
     /// The id: readable, and equal exactly when all other fields are.
     pub id: String,
-    /// Number of neighbours.
-    pub k: u32,
-    /// Temperature of the vote.
-    pub temperature: f64,
+    /// How features become a class.
+    pub readout: Readout,
     /// How an image becomes the encoder's input.
     pub preprocess: Preprocess,
     /// Side of the encoder's input, pixels.
@@ -128,37 +156,103 @@ pub struct Protocol {
     pub dtype: Dtype,
     /// How the position table is resized to another grid.
     pub positions: Positions,
-    /// How equal similarities and equal scores are ordered, in words.
-    pub ties: String,
+}
+
+/// How features become a class.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Readout {
+    /// DINO's weighted vote of the nearest images of the bank.
+    Knn {
+        /// Number of neighbours.
+        k: u32,
+        /// Temperature of the vote.
+        temperature: f64,
+        /// How equal similarities and equal scores are ordered, in words.
+        ties: String,
+    },
+    /// A linear classifier trained on the bank.
+    LinearProbe(LinearProbe),
+    /// The class whose name is nearest.
+    ZeroShot(ZeroShot),
+}
+
+impl Readout {
+    /// As pages and tables name it: "k 20", "linear probe", "zero-shot".
+    pub fn label(&self) -> String {
+        match self {
+            Readout::Knn { k, .. } => format!("k {k}"),
+            Readout::LinearProbe(_) => "linear probe".to_owned(),
+            Readout::ZeroShot(_) => "zero-shot".to_owned(),
+        }
+    }
+
+    /// The number of neighbours of a vote.
+    pub fn k(&self) -> Option<u32> {
+        match self {
+            Readout::Knn { k, .. } => Some(*k),
+            Readout::LinearProbe(_) | Readout::ZeroShot(_) => None,
+        }
+    }
+
+    /// Begins the id.
+    fn id(&self) -> String {
+        match self {
+            Readout::Knn { k, temperature, .. } => format!("knn{k}-t{temperature}"),
+            Readout::LinearProbe(probe) => {
+                let c: Vec<String> = probe.c.iter().map(f64::to_string).collect();
+                format!("linear-c{}", c.join("_"))
+            }
+            Readout::ZeroShot(zero_shot) => {
+                let templates = sha256_hex(zero_shot.templates.join("\n").as_bytes());
+                format!("zeroshot-{}-{}", zero_shot.text_encoder, &templates[..8])
+            }
+        }
+    }
 }
 
 impl Evaluation {
-    /// The protocols of this evaluation, one for each k in the order given.
+    /// The protocols of this evaluation: k-NN for each k in the order given, then the linear probe, then zero-shot.
     pub fn protocols(&self) -> Vec<Protocol> {
-        self.k.iter().map(|k| self.protocol(*k)).collect()
+        let votes = self.k.iter().map(|k| Readout::Knn {
+            k: *k,
+            temperature: self.temperature,
+            ties: "neighbours by similarity, then index; classes by score, then id".to_owned(),
+        });
+        let probe = self.linear_probe.clone().map(Readout::LinearProbe);
+        let zero_shot = self.zero_shot.clone().map(Readout::ZeroShot);
+        votes.chain(probe).chain(zero_shot).map(|readout| self.protocol(readout)).collect()
     }
 
-    fn protocol(&self, k: u32) -> Protocol {
+    fn protocol(&self, readout: Readout) -> Protocol {
+        Protocol {
+            id: format!("{}-{}", readout.id(), self.feature_id()),
+            readout,
+            preprocess: self.preprocess,
+            image_size: self.image_size,
+            feature: self.feature,
+            dtype: self.dtype,
+            positions: self.positions,
+        }
+    }
+
+    /// Everything that decides a feature besides weights and pixels, as the id of each protocol ends.
+    pub fn feature_id(&self) -> String {
         let preprocess = match self.preprocess {
             Preprocess::Direct => "direct",
             Preprocess::ResizeCrop => "crop",
+        };
+        let dtype = match self.dtype {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+            Dtype::F16 => "f16",
         };
         let positions = match self.positions {
             Positions::HfSize => "",
             Positions::DinoScaleOffset => "-dinopos",
             Positions::TimmAntialias => "-timmpos",
         };
-        Protocol {
-            id: format!("knn{k}-t{}-{preprocess}{}-cls-f32{positions}", self.temperature, self.image_size),
-            k,
-            temperature: self.temperature,
-            preprocess: self.preprocess,
-            image_size: self.image_size,
-            feature: self.feature,
-            dtype: self.dtype,
-            positions: self.positions,
-            ties: "neighbours by similarity, then index; classes by score, then id".to_owned(),
-        }
+        format!("{preprocess}{}-cls-{dtype}{positions}", self.image_size)
     }
 }
 
@@ -179,6 +273,18 @@ fn default_alphas() -> Vec<Alpha> {
 
 fn default_k() -> Vec<u32> {
     vec![1, 5, 10, 20]
+}
+
+fn default_c() -> Vec<f64> {
+    vec![1.0]
+}
+
+fn default_templates() -> Vec<String> {
+    vec!["a photo of a {}.".to_owned()]
+}
+
+fn is_zero(rounds: &u32) -> bool {
+    *rounds == 0
 }
 
 fn default_temperature() -> f64 {

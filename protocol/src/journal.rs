@@ -2,7 +2,7 @@
 //! numbered from 1, to `journal.jsonl` in its attempt's folder. The agent ships the lines in order, and the
 //! server takes each line at most once. Without a server the same file is what a person reads.
 
-use crate::{Alpha, Phase, Protocol};
+use crate::{Alpha, Phase, Protocol, hex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -116,6 +116,8 @@ pub enum Event {
         leave_one_out: bool,
         /// Class names in label order.
         classes: Vec<String>,
+        /// Of the scored images, how many are of each class.
+        queries_per_class: Vec<u32>,
     },
     /// One point of a curve. Its protocol comes with it, so that the line stands alone.
     Point(Box<PointRecord>),
@@ -140,6 +142,8 @@ pub struct PointRecord {
     pub correct: u32,
     /// Images whose label is among the first five classes.
     pub correct_top5: u32,
+    /// Of each class, images whose first class is right.
+    pub correct_per_class: Vec<u32>,
     /// Which images are right: what paired comparisons need.
     pub hits: Hits,
     /// What computed it.
@@ -211,11 +215,6 @@ impl PartialSchema for Hits {
 }
 
 impl ToSchema for Hits {}
-
-/// Bytes as lower-case hex, the way every digest is written.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// A file named by its contents.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]

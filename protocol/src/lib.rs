@@ -4,6 +4,7 @@
 
 mod alpha;
 mod describe;
+mod digest;
 mod evaluation;
 mod journal;
 mod lease;
@@ -15,9 +16,13 @@ mod validate;
 
 pub use alpha::Alpha;
 pub use describe::Description;
-pub use evaluation::{Dtype, EvaluatedDataset, Evaluation, Feature, Positions, Preprocess, Protocol, Role};
+pub use digest::{hex, selection_half, sha256_hex};
+pub use evaluation::{
+    Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout, Role,
+    ZeroShot,
+};
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
-pub use journal::{RunProgress, Stream, hex};
+pub use journal::{RunProgress, Stream};
 pub use lease::{
     AssetSummary, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, KnownPoint,
     LeaseGrant, LeaseRequest, Order, Outcome, RegisterWorker, RenewedLease, ResumeFrom,

@@ -186,12 +186,24 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
             .await?;
             Ok(())
         }
-        Event::Dataset { asset, digest, title, licence, source, queries, bank, leave_one_out, classes } => {
+        Event::Dataset {
+            asset,
+            digest,
+            title,
+            licence,
+            source,
+            queries,
+            bank,
+            leave_one_out,
+            classes,
+            queries_per_class,
+        } => {
             let cast =
                 |n: u32| i32::try_from(n).map_err(|_| Error::BadRequest("a dataset is too large".into()));
             sqlx::query!(
-                "insert into dataset (digest, name, title, licence, source, queries, bank, leave_one_out, classes)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+                "insert into dataset
+                   (digest, name, title, licence, source, queries, bank, leave_one_out, classes, queries_per_class)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict do nothing",
                 digest,
                 asset,
                 title,
@@ -200,7 +212,8 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                 cast(queries)?,
                 cast(bank)?,
                 leave_one_out,
-                serde_json::to_value(classes).map_err(anyhow::Error::from)?
+                serde_json::to_value(classes).map_err(anyhow::Error::from)?,
+                &queries_per_class.into_iter().map(cast).collect::<Result<Vec<i32>>>()?
             )
             .execute(&mut *conn)
             .await?;
@@ -247,7 +260,12 @@ async fn note_checkpoint(conn: &mut PgConnection, digest: &str, backbone: &str, 
 async fn insert_point(conn: &mut PgConnection, lease: &Fenced, point: PointRecord) -> Result<()> {
     let cast =
         |n: u32| i32::try_from(n).map_err(|_| Error::BadRequest("a point counts too many images".into()));
-    if point.hits.count() != point.correct || point.correct > point.n || point.correct_top5 > point.n {
+    let of_classes = point.correct_per_class.iter().try_fold(0u32, |sum, n| sum.checked_add(*n));
+    if point.hits.count() != point.correct
+        || of_classes != Some(point.correct)
+        || point.correct > point.n
+        || point.correct_top5 > point.n
+    {
         return Err(Error::BadRequest(format!(
             "the counts of the point at α = {} contradict each other",
             point.alpha
@@ -286,8 +304,8 @@ async fn insert_point(conn: &mut PgConnection, lease: &Fenced, point: PointRecor
     .execute(&mut *conn)
     .await?;
     sqlx::query!(
-        "insert into point (curve_id, alpha, n, correct, correct_top5, hits, stamp, run_id)
-         select id, $5::int8::numeric / 10000, $6, $7, $8, $9, $10, $11 from curve
+        "insert into point (curve_id, alpha, n, correct, correct_top5, hits, stamp, run_id, correct_per_class)
+         select id, $5::int8::numeric / 10000, $6, $7, $8, $9, $10, $11, $12 from curve
          where backbone = $1 and checkpoint = $2 and dataset = $3 and protocol = $4
          on conflict do nothing",
         point.backbone,
@@ -300,7 +318,8 @@ async fn insert_point(conn: &mut PgConnection, lease: &Fenced, point: PointRecor
         cast(point.correct_top5)?,
         point.hits.0,
         serde_json::to_value(point.stamp).map_err(anyhow::Error::from)?,
-        lease.run_id
+        lease.run_id,
+        &point.correct_per_class.into_iter().map(cast).collect::<Result<Vec<i32>>>()?
     )
     .execute(conn)
     .await?;

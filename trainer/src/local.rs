@@ -253,7 +253,8 @@ fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
                 if let Some(points) = summary["points"].as_array_mut() {
                     points.push(json!({
                         "dataset": dataset, "protocol": point.protocol.id, "alpha": point.alpha, "n": point.n,
-                        "correct": point.correct, "correct_top5": point.correct_top5, "stamp": point.stamp
+                        "correct": point.correct, "correct_top5": point.correct_top5,
+                        "correct_per_class": point.correct_per_class, "stamp": point.stamp
                     }));
                 }
             }
@@ -263,7 +264,7 @@ fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
     summary
 }
 
-/// Accuracy by dataset, α and k, percent.
+/// Accuracy by dataset, α and protocol, percent.
 fn table(lines: &[JournalLine], spec: &Spec) -> String {
     let mut titles = BTreeMap::new();
     let mut accuracies = BTreeMap::new();
@@ -274,27 +275,29 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
             }
             Event::Point(point) => {
                 let accuracy = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
-                accuracies.insert((point.dataset.as_str(), point.alpha, point.protocol.k), accuracy);
+                accuracies.insert((point.dataset.as_str(), point.alpha, point.protocol.id.as_str()), accuracy);
             }
             _ => {}
         }
     }
+    let protocols = spec.evaluation.protocols();
     let mut text = String::new();
     for dataset in &spec.evaluation.datasets {
         let Some((digest, title, queries)) = titles.get(dataset.asset.as_str()) else { continue };
         text += &format!(
-            "\n{title} ({}), {queries} images, k-NN accuracy in percent\n     α",
+            "\n{title} ({}), {queries} images, accuracy in percent\n     α",
             dataset.role.as_str()
         );
-        for k in &spec.evaluation.k {
-            text += &format!("{:>8}", format!("k={k}"));
+        for protocol in &protocols {
+            text += &format!("  {:>6}", protocol.readout.label());
         }
         text += "\n";
         for alpha in &spec.evaluation.alphas {
             text += &format!("{:>6}", alpha.to_string());
-            for k in &spec.evaluation.k {
-                let cell = accuracies.get(&(*digest, *alpha, *k)).map(|accuracy| format!("{accuracy:.1}"));
-                text += &format!("{:>8}", cell.unwrap_or_default());
+            for protocol in &protocols {
+                let cell = accuracies.get(&(*digest, *alpha, protocol.id.as_str()));
+                let width = protocol.readout.label().chars().count().max(6);
+                text += &format!("  {:>width$}", cell.map(|a| format!("{a:.1}")).unwrap_or_default());
             }
             text += "\n";
         }

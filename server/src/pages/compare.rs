@@ -23,7 +23,7 @@ use axum::{
     extract::{Query, State},
     response::{IntoResponse, Redirect, Response},
 };
-use causeway_protocol::{Alpha, Spec};
+use causeway_protocol::{Alpha, Protocol, Spec};
 use serde_json::Value;
 use sqlx::PgPool;
 use std::collections::BTreeMap;
@@ -151,10 +151,10 @@ async fn view(
         ));
     }
     let chosen = match protocol {
-        Some(id) => common.iter().find(|(other, _)| other == id),
-        None => common.iter().find(|(_, k)| *k == 20).or(common.last()),
+        Some(id) => common.iter().find(|protocol| protocol.id == id),
+        None => common.iter().find(|protocol| protocol.readout.k() == Some(20)).or(common.last()),
     };
-    let chosen = chosen.map(|(id, _)| id.clone()).unwrap_or_default();
+    let chosen = chosen.map(|protocol| protocol.id.clone()).unwrap_or_default();
     let curves = comparison.curves.into_iter().filter(|curve| {
         curve.protocol == chosen
             && runs.iter().any(|run| run.as_ref().is_some_and(|run| run.id == curve.run_id))
@@ -214,7 +214,10 @@ async fn view(
             .collect(),
         protocols: common
             .iter()
-            .map(|(id, k)| Choice::new(format!("k {k}"), link(&short, at, Some(id)), *id == chosen))
+            .map(|protocol| {
+                let address = link(&short, at, Some(&protocol.id));
+                Choice::new(protocol.readout.label(), address, protocol.id == chosen)
+            })
             .collect(),
         at: if place == "best" { "each at its own best α".to_owned() } else { format!("at α {place}") },
         differences,
@@ -248,26 +251,21 @@ async fn runs(pool: &PgPool, comparison: &Comparison) -> Result<Vec<Option<Compa
     Ok(runs.collect())
 }
 
-/// Protocols under which every checkpoint has a curve: id and k, by k.
-fn common_protocols(comparison: &Comparison, runs: &[Option<ComparedRun>]) -> Vec<(String, u32)> {
-    let mut common: Option<Vec<(String, u32)>> = None;
+/// Protocols under which every checkpoint has a curve, by k.
+fn common_protocols(comparison: &Comparison, runs: &[Option<ComparedRun>]) -> Vec<Protocol> {
+    let mut common: Option<Vec<Protocol>> = None;
     for run in runs.iter().flatten() {
         let Ok(spec) = serde_json::from_value::<Spec>(run.spec.clone()) else { continue };
         let measured = |id: &str| comparison.curves.iter().any(|c| c.run_id == run.id && c.protocol == id);
-        let own: Vec<(String, u32)> = spec
-            .evaluation
-            .protocols()
-            .into_iter()
-            .filter(|p| measured(&p.id))
-            .map(|p| (p.id, p.k))
-            .collect();
+        let own: Vec<Protocol> =
+            spec.evaluation.protocols().into_iter().filter(|protocol| measured(&protocol.id)).collect();
         common = Some(match common {
             Some(before) => before.into_iter().filter(|protocol| own.contains(protocol)).collect(),
             None => own,
         });
     }
     let mut common = common.unwrap_or_default();
-    common.sort_by_key(|(_, k)| *k);
+    common.sort_by_key(|protocol| protocol.readout.k());
     common
 }
 

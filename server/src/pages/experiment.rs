@@ -167,7 +167,7 @@ pub async fn show(
             .iter()
             .map(|other| {
                 let href = format!("{path}{}", here(Some(&other.id), options.y.as_deref()));
-                Choice::new(format!("k {}", other.k), href, other.id == protocol)
+                Choice::new(other.readout.label(), href, other.id == protocol)
             })
             .collect(),
         views: [("Accuracy", None), ("Difference", Some("delta"))]
@@ -243,14 +243,14 @@ async fn load(pool: &PgPool, id: Uuid, options: &Options) -> Result<Loaded> {
             }
         }
     }
-    protocols.sort_by_key(|protocol| (protocol.image_size, protocol.k));
+    protocols.sort_by_key(|protocol| (protocol.image_size, protocol.readout.k()));
     // DINO: "20 usually works best".
     let chosen =
         match &options.protocol {
             Some(id) => Some(protocols.iter().find(|protocol| protocol.id == *id).ok_or_else(|| {
                 Error::NotFound(format!("no run of this experiment uses the protocol {id}"))
             })?),
-            None => protocols.iter().find(|protocol| protocol.k == 20).or(protocols.last()),
+            None => protocols.iter().find(|protocol| protocol.readout.k() == Some(20)).or(protocols.last()),
         };
     let protocol = chosen.cloned();
     let filter = CurveFilter {

@@ -232,7 +232,7 @@ async fn figure(
     let asked = options.protocol.as_deref();
     let chosen = protocols
         .iter()
-        .find(|protocol| asked.map_or(protocol.k == 20, |id| protocol.id == id))
+        .find(|protocol| asked.map_or(protocol.readout.k() == Some(20), |id| protocol.id == id))
         .or(protocols.last());
     let Some(chosen) = chosen else { return Ok((None, Vec::new(), Vec::new())) };
     let summary = &run.summary;
@@ -259,7 +259,7 @@ async fn figure(
     let view = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen.id);
     let links = protocols.iter().map(|p| {
         Choice::new(
-            format!("k {}", p.k),
+            p.readout.label(),
             format!("/runs/{}?protocol={}", summary.id, p.id),
             p.id == chosen.id,
         )

@@ -79,7 +79,7 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Point(point) => {
             let percent = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
-            Some(format!("  α {}, k {}: {percent:.1} %", point.alpha, point.protocol.k))
+            Some(format!("  α {}, {}: {percent:.1} %", point.alpha, point.protocol.readout.label()))
         }
         Event::RolledBack { step, rollbacks, reason } => {
             Some(format!("{reason}: rollback {rollbacks}, going on from step {step} with lower rates"))

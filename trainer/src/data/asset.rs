@@ -3,9 +3,9 @@
 //! folders.
 
 use super::{captions, dataset::Dataset};
-use crate::weights::digest::{HashingWriter, sha256_hex};
+use crate::weights::digest::HashingWriter;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::AssetSummary;
+use causeway_protocol::{AssetSummary, sha256_hex};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;

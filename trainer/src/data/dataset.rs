@@ -7,7 +7,7 @@ use super::image::{RgbImage, decode, decode_file};
 use super::{cifar10, class_folder, idx, jsonl};
 use crate::random::SplitMix64;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::hex;
+use causeway_protocol::{Hits, hex};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -175,6 +175,24 @@ impl Dataset {
     /// The scored images.
     pub fn queries(&self) -> &[Labelled] {
         self.query.as_ref().unwrap_or(&self.bank)
+    }
+
+    /// Of each class, how many images are scored.
+    pub fn queries_per_class(&self) -> Vec<u32> {
+        self.count(|_| true)
+    }
+
+    /// Of each class, how many scored images are among those.
+    pub fn per_class(&self, hits: &Hits) -> Vec<u32> {
+        self.count(|query| hits.get(query))
+    }
+
+    fn count(&self, counts: impl Fn(usize) -> bool) -> Vec<u32> {
+        let mut per_class = vec![0; self.classes.len()];
+        for (query, image) in self.queries().iter().enumerate() {
+            per_class[image.label as usize] += u32::from(counts(query));
+        }
+        per_class
     }
 
     /// Every image once: the bank, then the query part.

@@ -1,8 +1,7 @@
 //! An image in memory, and how it gets there from a file: 8-bit RGB, alpha composited on white, grey repeated.
 
-use crate::weights::digest::sha256_hex;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::hex;
+use causeway_protocol::{hex, sha256_hex};
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 use sha2::{Digest, Sha256};
 use std::io::Cursor;

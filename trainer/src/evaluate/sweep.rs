@@ -171,7 +171,7 @@ impl Sweep<'_> {
         alpha: Alpha,
         features: &Tensor,
     ) -> Result<Vec<PointRecord>> {
-        let ks: Vec<u32> = places.iter().map(|place| protocols[*place].k).collect();
+        let ks: Vec<u32> = places.iter().filter_map(|place| protocols[*place].readout.k()).collect();
         let scores = score(&measured.dataset, features, &ks, self.evaluation.temperature)
             .with_context(|| format!("at α = {alpha}"))?;
         let record = |(place, score): (&usize, knn::Score)| PointRecord {
@@ -183,6 +183,7 @@ impl Sweep<'_> {
             n: measured.dataset.queries().len() as u32,
             correct: score.hits.count(),
             correct_top5: score.correct_top5,
+            correct_per_class: measured.dataset.per_class(&score.hits),
             hits: score.hits,
             stamp: self.stamp.clone(),
         };
@@ -224,6 +225,7 @@ impl Measured {
             bank: dataset.bank.len() as u32,
             leave_one_out: dataset.query.is_none(),
             classes: dataset.classes.clone(),
+            queries_per_class: dataset.queries_per_class(),
         }
     }
 }

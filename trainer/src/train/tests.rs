@@ -168,7 +168,7 @@ fn the_journal_tells_the_story_in_order() {
     assert_eq!((backbone, method.as_str()), (&tiny(true).digest, "film"));
     assert_eq!(blob, trained.result.as_ref().unwrap());
     let bytes = std::fs::read(trained.file(&blob.file)).unwrap();
-    assert_eq!(blob.sha256, crate::weights::digest::sha256_hex(&bytes));
+    assert_eq!(blob.sha256, causeway_protocol::sha256_hex(&bytes));
     assert!(
         trained.events.iter().any(|event| matches!(event, Event::Progress(RunProgress { done: 12, .. })))
     );

@@ -4,11 +4,6 @@ use causeway_protocol::hex;
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
 
-/// sha256 of `bytes`, 64 lower-case hex digits.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
 /// Passes bytes on and keeps their sha256 and number, so that a file is named without being read again.
 pub struct HashingWriter<W> {
     inner: W,
@@ -54,6 +49,6 @@ mod tests {
         assert_eq!((passed.as_slice(), bytes), (b"abc".as_slice(), 3));
         // FIPS 180-2, appendix B.1.
         assert_eq!(sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(sha256, sha256_hex(b"abc"));
+        assert_eq!(sha256, causeway_protocol::sha256_hex(b"abc"));
     }
 }

@@ -162,7 +162,7 @@ pub fn read(path: &Path) -> Result<Contents> {
     let (metadata, tensors) = parse(&bytes).with_context(|| {
         format!("{} is not a sound GGUF file ({} bytes long)", path.display(), bytes.len())
     })?;
-    Ok(Contents { metadata, tensors, sha256: digest::sha256_hex(&bytes) })
+    Ok(Contents { metadata, tensors, sha256: causeway_protocol::sha256_hex(&bytes) })
 }
 
 fn parse(bytes: &[u8]) -> Result<(Metadata, Tensors)> {

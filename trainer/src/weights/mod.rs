@@ -231,7 +231,7 @@ impl Backbone {
         }
         let digest = match config.beyond_shapes() {
             usual if usual.is_empty() => tensors.digest()?,
-            beyond => digest::sha256_hex(format!("{}\0{beyond}", tensors.digest()?).as_bytes()),
+            beyond => causeway_protocol::sha256_hex(format!("{}\0{beyond}", tensors.digest()?).as_bytes()),
         };
         let (decoder, ignored) = (Tensors::new(), Vec::new());
         let decoder_heads = known.decoder_heads;

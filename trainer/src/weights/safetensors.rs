@@ -53,7 +53,7 @@ fn parse(bytes: &[u8]) -> Result<Contents> {
         tensors.insert(name, tensor);
     }
     let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(Contents { tensors, metadata, sha256: digest::sha256_hex(bytes) })
+    Ok(Contents { tensors, metadata, sha256: causeway_protocol::sha256_hex(bytes) })
 }
 
 /// Writes `tensors` and `metadata` to `path`, whole or not at all: to a temporary name, fsynced, renamed, the folder

@@ -29,6 +29,10 @@ pub struct Evaluation {
     /// After the α given, so many rounds that each halve the steps on either side of the best α.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub refine: u32,
+    /// Spread over so many runs, each of which computes the features of a share of the images on whichever worker is
+    /// free; the run itself waits for them and counts the votes.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub parts: u32,
     /// How an image becomes the encoder's input.
     #[serde(default)]
     pub preprocess: Preprocess,
@@ -281,6 +285,14 @@ fn default_c() -> Vec<f64> {
 
 fn default_templates() -> Vec<String> {
     vec!["a photo of a {}.".to_owned()]
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(parts: &u32) -> bool {
+    *parts == 1
 }
 
 fn is_zero(rounds: &u32) -> bool {

@@ -2,7 +2,7 @@
 //! numbered from 1, to `journal.jsonl` in its attempt's folder. The agent ships the lines in order, and the
 //! server takes each line at most once. Without a server the same file is what a person reads.
 
-use crate::{Alpha, Phase, Protocol, hex};
+use crate::{Alpha, FeatureFile, Phase, Protocol, hex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -119,6 +119,8 @@ pub enum Event {
         /// Of the scored images, how many are of each class.
         queries_per_class: Vec<u32>,
     },
+    /// Features of a share of a dataset's images. Their file is uploaded before this line is shipped.
+    Features(Box<FeatureFile>),
     /// One point of a curve. Its protocol comes with it, so that the line stands alone.
     Point(Box<PointRecord>),
 }

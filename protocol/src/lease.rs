@@ -1,7 +1,7 @@
 //! The words between a worker's agent and the server. A lease is the right to work on one attempt until it
 //! expires; its epoch is the fence that every write carries.
 
-use crate::{Alpha, BlobRef, JournalLine, LogLine, Phase, Spec};
+use crate::{Alpha, BlobRef, JournalLine, LogLine, NumericsStamp, Phase, Spec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -82,6 +82,12 @@ pub struct LeaseGrant {
     pub checkpoint: Option<BlobRef>,
     /// Points that exist already and need no computing.
     pub known_points: Vec<KnownPoint>,
+    /// Which part of an evaluation this run is, if it is one: it brings features and no points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+    /// Features that the parts of this run have computed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<FeatureFile>,
     /// Milliseconds until the lease expires unless renewed.
     pub expires_in_ms: u64,
 }
@@ -99,6 +105,45 @@ pub struct KnownPoint {
     pub protocol: String,
     /// α.
     pub alpha: Alpha,
+}
+
+/// One of the shares that an evaluation's images are divided into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Part {
+    /// Which, from 0.
+    pub index: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
+/// Features of consecutive images of a dataset, and the file that holds them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FeatureFile {
+    /// What they are features of.
+    pub range: FeatureRange,
+    /// `[beyond − first, dim]`, f32, little endian.
+    pub blob: BlobRef,
+}
+
+/// Names features: everything that decides their bits.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FeatureRange {
+    /// Digest of θ0.
+    pub backbone: String,
+    /// Digest of the checkpoint; none at α = 0.
+    pub checkpoint: Option<String>,
+    /// Digest of the dataset.
+    pub dataset: String,
+    /// α.
+    pub alpha: Alpha,
+    /// [`crate::Evaluation::feature_id`].
+    pub feature: String,
+    /// What computed them.
+    pub stamp: NumericsStamp,
+    /// The first image, the bank's first being 0.
+    pub first: u64,
+    /// The image after the last.
+    pub beyond: u64,
 }
 
 /// A state to go on from.
@@ -180,6 +225,8 @@ pub enum Outcome {
     Crashed,
     /// It was told to stop.
     Cancelled,
+    /// Training is over and the evaluation's parts take over.
+    HandedOver,
 }
 
 /// The end of an attempt.

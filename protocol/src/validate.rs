@@ -62,6 +62,8 @@ const VISIBLE_ALONE: &str =
     "can be `visible` only beside objective.reconstruction, which decides what is visible";
 /// Most datasets in one evaluation.
 const DATASETS_MAX: usize = 32;
+/// Most runs that an evaluation is spread over.
+const PARTS_MAX: f64 = 64.0;
 /// Most α in one sweep.
 const ALPHAS_MAX: usize = 101;
 
@@ -282,6 +284,13 @@ impl Spec {
             evaluation.linear_probe.is_some() || evaluation.zero_shot.is_some() || evaluation.refine > 0,
             "evaluation",
             "linear_probe, zero_shot and refine are not there yet".into(),
+        );
+        list.within("evaluation.parts", f64::from(evaluation.parts), 1.0, PARTS_MAX);
+        let soup = matches!(self.weights.theta1, Some(WeightSource::Soup(_)));
+        list.when(
+            evaluation.parts > 1 && soup,
+            "evaluation.parts",
+            "must be 1 where θ1 is a soup: each part would cook its own; evaluate the soup's checkpoint instead".into(),
         );
         list.within("evaluation.alphas", evaluation.alphas.len() as f64, 1.0, ALPHAS_MAX as f64);
         let ascending = evaluation.alphas.windows(2).all(|pair| pair[0] < pair[1]);

@@ -236,7 +236,9 @@ pub async fn get_lease_blob(
              select from run r where r.id = $1
                and (r.checkpoint = $2 or $2 in (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}')
                     or r.spec #> '{weights,theta1,soup,checkpoints}' ? $2)
-           ) or exists (select from resume_state where run_id = $1 and blob = $2) as "readable!""#,
+           ) or exists (select from resume_state where run_id = $1 and blob = $2)
+             or exists (select from feature_file f join run p on p.id = f.run_id
+                        where p.part_of = $1 and f.blob = $2) as "readable!""#,
         lease.run_id,
         sha256
     )
@@ -271,6 +273,7 @@ async fn sweep_once(app: &App) -> Result<()> {
            where b.created_at < now() - make_interval(mins => $1)
              and not exists (select from checkpoint c where c.digest = b.sha256)
              and not exists (select from resume_state s where s.blob = b.sha256)
+             and not exists (select from feature_file f where f.blob = b.sha256)
              and not exists (select from run r where b.sha256 in
                  (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}')
                  or r.spec #> '{weights,theta1,soup,checkpoints}' ? b.sha256)

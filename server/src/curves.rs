@@ -102,7 +102,7 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
            where ($1::uuid is null or r.experiment_id = $1) and ($2::uuid is null or r.id = $2)
              and ($3::text[] is null or r.checkpoint = any($3)) and ($4::text is null or c.protocol = $4)
              -- A run has only the points its spec asks for, also where others share its checkpoint or backbone.
-             and r.spec -> 'evaluation' -> 'alphas' @> to_jsonb(p.alpha)
+             and r.spec -> 'evaluation' -> 'alphas' @> to_jsonb(p.alpha) and r.part_of is null
            order by case rd.role when 'id' then 0 when 'target' then 1 else 2 end, rd.ordinal, d.digest,
                     r.method, r.seed, r.id, length(c.protocol), c.protocol, p.alpha"#,
         filter.experiment,

@@ -140,7 +140,7 @@ async fn experiments(
                  where ($1::uuid is null or e.id = $1) and ($2::text is null or e.name = $2)
                    and ($3::uuid is null or e.id < $3)
                  order by e.id desc limit $4) e
-           join project p on p.id = e.project_id left join run r on r.experiment_id = e.id
+           join project p on p.id = e.project_id left join run r on r.experiment_id = e.id and r.part_of is null
            group by e.id, e.name, e.description, p.name, e.created_at order by e.id desc"#,
         id,
         filter.name,

@@ -1,7 +1,7 @@
 //! What the journal says, into the tables. The caller holds the lease's row lock, so lines arrive one batch at a
 //! time and each at most once; everything here happens in that one transaction.
 
-use crate::{Error, Result, leases::Fenced};
+use crate::{Error, Result, leases::Fenced, runs::parts};
 use causeway_protocol::{Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Spec};
 use sqlx::{PgConnection, types::Json};
 use std::collections::BTreeMap;
@@ -182,9 +182,9 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                 step.cast_signed(),
                 Phase::Evaluate.as_str()
             )
-            .execute(conn)
+            .execute(&mut *conn)
             .await?;
-            Ok(())
+            parts::spread(conn, lease.run_id, Some(&blob.sha256)).await
         }
         Event::Dataset {
             asset,
@@ -231,6 +231,10 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
             .execute(conn)
             .await?;
             Ok(())
+        }
+        Event::Features(file) => {
+            require_blob(conn, &file.blob.sha256).await?;
+            parts::note_features(conn, lease.run_id, *file).await
         }
         Event::Point(point) => insert_point(conn, lease, *point).await,
     }
@@ -428,6 +432,9 @@ pub async fn missing_points(conn: &mut PgConnection, run_id: Uuid) -> Result<Opt
     )
     .fetch_one(&mut *conn)
     .await?;
+    if parts::part(conn, run_id).await?.is_some() {
+        return Ok(None); // it brings features; the whole computes what is missing
+    }
     let evaluation = &run.spec.evaluation;
     let protocols: Vec<String> = evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
     let alphas: Vec<i64> = evaluation.alphas.iter().map(|alpha| alpha.ten_thousandths()).collect();

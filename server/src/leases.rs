@@ -1,7 +1,7 @@
 //! The worker protocol: a held request for work, a held heartbeat, the journal, the end. Every write locks the lease
 //! row and compares the epoch in the same transaction; a stale epoch gets 409 and changes nothing.
 
-use crate::{ApiJson, App, Error, Result, ingest, runs, wake::Listener, workers};
+use crate::{ApiJson, App, Error, Result, ingest, runs, runs::parts, wake::Listener, workers};
 use axum::{
     Json,
     extract::{Path, State},
@@ -147,6 +147,8 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
         _ => None,
     };
     let known_points = known_points(&mut tx, &spec, run.checkpoint.as_deref()).await?;
+    let part = parts::part(&mut tx, lease.run_id).await?;
+    let features = parts::features(&mut tx, lease.run_id).await?;
     tx.commit().await?;
     Ok(Some(LeaseGrant {
         id: lease.id,
@@ -159,6 +161,8 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
         resume,
         checkpoint,
         known_points,
+        part,
+        features,
         expires_in_ms: lease_ms(app),
     }))
 }
@@ -326,12 +330,16 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     {
         (end.outcome, end.reason) = (Outcome::Crashed, missing);
     }
+    if end.outcome == Outcome::HandedOver && !parts::is_spread(conn, lease.run_id).await? {
+        let reason = "the attempt hands its evaluation over, but the run has no parts".to_owned();
+        (end.outcome, end.reason) = (Outcome::Failed, reason);
+    }
     let run =
         sqlx::query!("select attempts, max_attempts, cancel_requested from run where id = $1", lease.run_id)
             .fetch_one(&mut *conn)
             .await?;
     let attempt_state = match end.outcome {
-        Outcome::Succeeded => "succeeded",
+        Outcome::Succeeded | Outcome::HandedOver => "succeeded",
         Outcome::Failed | Outcome::Crashed => "failed",
         Outcome::Cancelled => "cancelled",
     };
@@ -340,6 +348,8 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
         Outcome::Cancelled if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
         Outcome::Failed => (RunState::Failed, end.reason.clone()),
         _ if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
+        // No try at the run was lost.
+        Outcome::HandedOver => (RunState::Queued, String::new()),
         _ if run.attempts < run.max_attempts => (RunState::Queued, String::new()),
         _ => (RunState::Failed, format!("{}; all {} attempts are used up", end.reason, run.max_attempts)),
     };
@@ -354,7 +364,11 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     .execute(&mut *conn)
     .await?;
     sqlx::query!("delete from lease where id = $1", lease.id).execute(&mut *conn).await?;
-    if next == RunState::Queued {
+    if end.outcome == Outcome::HandedOver {
+        sqlx::query!("update run set attempts = attempts - 1 where id = $1", lease.run_id)
+            .execute(&mut *conn)
+            .await?;
+    } else if next == RunState::Queued {
         let pause = 2f64.powi(run.attempts - 1).min(PAUSE_MAX);
         sqlx::query!(
             "update run set ready_at = now() + make_interval(secs => $2) where id = $1",

@@ -125,7 +125,9 @@ async fn assign(conn: &mut PgConnection, lease_seconds: f64) -> Result<bool> {
     }
     let ready = sqlx::query!(
         r#"select id, phase, epoch, attempts, spec as "spec: Json<Spec>" from run
-           where state = 'queued' and ready_at <= now() order by priority desc, queue_position, id limit $1 for update skip locked"#,
+           where state = 'queued' and ready_at <= now()
+             and not exists (select from run part where part.part_of = run.id and part.state in ('queued', 'running'))
+           order by priority desc, queue_position, id limit $1 for update skip locked"#,
         PASS_MAX
     )
     .fetch_all(&mut *conn)
@@ -236,7 +238,10 @@ pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>>
     let mut conn = pool.acquire().await.map_err(Error::from)?;
     let ready = sqlx::query!(
         r#"select r.id, r.name, e.name as experiment, r.priority, r.spec as "spec: Json<Spec>",
-                  ceil(extract(epoch from r.ready_at - now()))::int8 as "pause!"
+                  ceil(extract(epoch from r.ready_at - now()))::int8 as "pause!",
+                  (select count(*) from run part where part.part_of = r.id) as "parts!",
+                  (select count(*) from run part where part.part_of = r.id
+                     and part.state in ('queued', 'running')) as "parts_left!"
            from run r join experiment e on e.id = r.experiment_id where r.state = 'queued'
            order by r.priority desc, r.queue_position, r.id limit $1"#,
         PASS_MAX
@@ -258,6 +263,9 @@ pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>>
     let entries = ready.into_iter().enumerate().map(|(index, run)| {
         let missing = held.iter().map(|assets| lacking(&run.spec, assets)).min_by_key(Vec::len);
         let why = match missing {
+            _ if run.parts_left > 0 => {
+                format!("waits for {} of its {} parts", run.parts_left, run.parts)
+            }
             None => "no worker is ready: start one with `causeway-trainer work`".to_owned(),
             Some(missing) if !missing.is_empty() => {
                 format!("no ready worker holds {}", missing.join(", "))

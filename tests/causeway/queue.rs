@@ -281,3 +281,98 @@ async fn leases_get_a_fresh_period_after_the_server_was_away() -> Result<()> {
     assert_eq!(renewed.json::<Value>().await?["shipped_seq"], 1);
     Ok(())
 }
+
+#[tokio::test]
+async fn an_evaluation_in_parts_waits_for_them_and_gets_what_they_computed() -> Result<()> {
+    let server = Server::start().await?;
+    let a = FakeWorker::register(&server, "a").await?;
+    let mut spread = spec();
+    spread["evaluation"]["parts"] = json!(2);
+    let id = server.submit(&spread).await?;
+    let later = server.submit(&spec()).await?;
+    let held = a.lease(5000).await?.context("training is nobody's part")?;
+    assert_eq!(held.grant["run_id"], id.to_string());
+    assert_eq!(
+        server.get(&format!("/runs?part_of={id}")).await?["items"],
+        json!([]),
+        "nothing to evaluate yet"
+    );
+    let blob = a.upload(&held, b"weights").await?;
+    let checkpoint = json!({"event": "checkpoint", "step": 10, "backbone": "0", "method": "adapter",
+                            "blob": {"sha256": blob, "bytes": 7, "file": "checkpoint.safetensors"}});
+    let (status, answer) = a.ship(&held, 1, &[started(0), checkpoint]).await?;
+    assert!(status.is_success(), "{answer}");
+    assert_eq!(a.finish(&held, "handed_over", "").await?, StatusCode::NO_CONTENT);
+
+    // Before the run that was submitted since.
+    let b = FakeWorker::register(&server, "b").await?;
+    let (first, second) = tokio::join!(a.lease(5000), b.lease(5000));
+    let (first, second) = (first?.context("a part")?, second?.context("the other part")?);
+    for (held, index) in [(&first, 0), (&second, 1)] {
+        assert_eq!(held.grant["part"], json!({"index": index, "of": 2}));
+        assert_eq!(held.grant["spec"]["weights"]["theta1"], json!({"blob": blob}));
+    }
+    let run = server.get(&format!("/runs/{id}")).await?;
+    assert_eq!((run["state"].as_str(), run["attempts"].as_i64()), (Some("queued"), Some(0)));
+    assert_eq!(run["waiting"], "waits for 2 of its 2 parts");
+    let listed = server.get("/runs").await?;
+    let listed: Vec<&Value> = listed["items"].as_array().unwrap().iter().map(|run| &run["id"]).collect();
+    assert_eq!(listed, [&json!(later), &json!(id)], "parts are in no list but their run's");
+
+    let features = a.upload(&first, b"features").await?;
+    let stamp = json!({"device": "cpu", "libtorch": "2", "threads": 1, "batch_size": 32});
+    let file = json!({"event": "features", "range": {"backbone": "0", "checkpoint": blob, "dataset": "d",
+        "alpha": 0.5, "feature": "direct224-cls-f32", "stamp": stamp, "first": 0, "beyond": 2},
+        "blob": {"sha256": features, "bytes": 8, "file": "f"}});
+    let (status, answer) = a.ship(&first, 1, &[file.clone()]).await?;
+    assert!(status.is_success(), "{answer}");
+    assert_eq!(a.finish(&first, "succeeded", "").await?, StatusCode::NO_CONTENT, "a part brings no points");
+    assert_eq!(a.lease(5000).await?.context("the next run")?.grant["run_id"], later.to_string());
+    // A part that fails costs time and nothing else.
+    assert_eq!(b.finish(&second, "failed", "no").await?, StatusCode::NO_CONTENT);
+    let whole = b.lease(5000).await?.context("the whole")?;
+    assert_eq!((&whole.grant["run_id"], &whole.grant["phase"]), (&json!(id), &json!("evaluate")));
+    assert_eq!(whole.grant["features"][0]["range"], file["range"]);
+    assert_eq!(whole.grant["features"][0]["blob"]["sha256"], json!(features));
+    let path = format!(
+        "/leases/{}/blobs/{features}?epoch={}",
+        whole.grant["id"].as_str().unwrap(),
+        whole.grant["epoch"]
+    );
+    assert_eq!(server.worker(Method::GET, &path)?.send().await?.bytes().await?.as_ref(), b"features");
+    b.finish(&whole, "failed", "no").await?;
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from feature_file").fetch_one(&server.database().await?).await?;
+    assert_eq!(left, 0, "of no more use");
+    Ok(())
+}
+
+#[tokio::test]
+async fn parts_end_with_their_run_and_no_run_without_parts_is_handed_over() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let mut spread = spec();
+    for training in ["method", "captions", "objective", "training"] {
+        spread.as_object_mut().unwrap().remove(training);
+    }
+    (spread["kind"], spread["evaluation"]["parts"]) = (json!("evaluate"), json!(3));
+    spread["weights"]["theta1"] = json!({"asset": "vit"});
+    let id = server.submit(&spread).await?;
+    let part = worker.lease(5000).await?.context("a part")?;
+    assert_eq!(part.grant["part"]["of"], 3);
+    server.user(Method::POST, &format!("/runs/{id}/cancel"))?.send().await?.error_for_status()?;
+    let (_, beat) = worker.post(&part, "heartbeat", json!({"wait_ms": 5000})).await?;
+    assert_eq!(beat["order"], "stop");
+    worker.finish(&part, "cancelled", "").await?;
+    let parts = server.get(&format!("/runs/{id}")).await?["parts"].clone();
+    let states: Vec<&str> =
+        parts.as_array().unwrap().iter().filter_map(|part| part["state"].as_str()).collect();
+    assert_eq!(states, ["cancelled"; 3]);
+
+    let alone = server.submit(&spec()).await?;
+    let held = worker.lease(5000).await?.context("a run without parts")?;
+    worker.finish(&held, "handed_over", "").await?;
+    let run = server.get(&format!("/runs/{alone}")).await?;
+    assert_eq!((run["state"].as_str(), run["attempts"].as_i64()), (Some("failed"), Some(1)), "{run}");
+    Ok(())
+}

@@ -110,6 +110,18 @@ impl<'a> FakeWorker<'a> {
         self.post(held, "events", json!({ "lines": lines })).await
     }
 
+    /// Uploads a blob under a lease; gives its sha256.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn upload(&self, held: &Held, bytes: &'static [u8]) -> Result<String> {
+        let sha256 = causeway_protocol::sha256_hex(bytes);
+        let (id, epoch) = (held.grant["id"].as_str().context("id")?, &held.grant["epoch"]);
+        let path = format!("/leases/{id}/blobs/{sha256}?epoch={epoch}");
+        self.server.worker(Method::PUT, &path)?.body(bytes).send().await?.error_for_status()?;
+        Ok(sha256)
+    }
+
     /// Ends an attempt.
     ///
     /// # Errors

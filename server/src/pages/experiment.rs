@@ -267,7 +267,7 @@ async fn runs(pool: &PgPool, experiment: Uuid) -> Result<Vec<StoredRun>> {
         r#"select r.id, r.name, r.method, r.seed, r.variant, r.state, r.phase, r.reason, r.checkpoint, r.spec,
                   p.progress as "progress?: Json<RunProgress>",
                   greatest(r.created_at, r.started_at, r.finished_at) as "updated!"
-           from run r left join run_progress p on p.run_id = r.id where r.experiment_id = $1 order by r.id"#,
+           from run r left join run_progress p on p.run_id = r.id where r.experiment_id = $1 and r.part_of is null order by r.id"#,
         experiment
     )
     .fetch_all(pool)

@@ -79,7 +79,7 @@ async fn failed(pool: &PgPool) -> Result<Vec<Failed>> {
     let rows = sqlx::query!(
         r#"select r.id, r.name, e.name as experiment, r.state, r.reason, r.finished_at as "finished_at!"
            from run r join experiment e on e.id = r.experiment_id
-           where r.state in ('failed', 'lost') and r.finished_at > now() - make_interval(days => $1)
+           where r.state in ('failed', 'lost') and r.part_of is null and r.finished_at > now() - make_interval(days => $1)
            order by r.finished_at desc limit $2"#,
         ATTENTION_DAYS,
         SHORT_LIST
@@ -126,7 +126,7 @@ async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
                   count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
                   count(*) filter (where r.state = 'cancelled') as "cancelled!",
                   coalesce(max(greatest(r.created_at, r.started_at, r.finished_at)), e.created_at) as "updated!"
-           from experiment e left join run r on r.experiment_id = e.id
+           from experiment e left join run r on r.experiment_id = e.id and r.part_of is null
            group by e.id order by 10 desc limit $1"#,
         EXPERIMENTS
     )

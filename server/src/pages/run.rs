@@ -17,7 +17,7 @@ use crate::{
     curves::{CurveFilter, curves},
     figures::{FigureOptions, LossChart, View, loss_svg},
     metrics,
-    runs::{self, Attempt, Run},
+    runs::{self, Attempt, Run, parts::PartSummary},
 };
 use askama::Template;
 use axum::{
@@ -61,6 +61,8 @@ struct RunPage {
     has_loss: bool,
     latest: Vec<(String, String)>,
     attempts: Vec<AttemptView>,
+    /// What its evaluation is spread over.
+    parts: Vec<PartView>,
     facts: Vec<(&'static str, String)>,
     /// The method and what holds it back, in words.
     told: Vec<Description>,
@@ -91,6 +93,13 @@ struct CheckpointView {
     short: String,
     size: String,
     step: String,
+}
+
+struct PartView {
+    id: String,
+    part: i32,
+    state: String,
+    detail: String,
 }
 
 struct AttemptView {
@@ -148,6 +157,7 @@ pub async fn show(
             "values": chart.values.iter().map(|value| value.1).collect::<Vec<_>>(),
         })),
         latest: latest(pool, id).await?,
+        parts: run.parts.iter().map(part_view).collect(),
         attempts: run.attempt_list.iter().rev().map(attempt_view).collect(),
         facts: facts(&run),
         told: spec.as_ref().map(told).unwrap_or_default(),
@@ -261,6 +271,20 @@ async fn figure(
         Choice::new(p.readout.label(), format!("/runs/{}?protocol={}", summary.id, p.id), p.id == chosen.id)
     });
     Ok((view, links.collect(), data_sources(&measured)))
+}
+
+fn part_view(part: &PartSummary) -> PartView {
+    let progress = part.progress.clone().and_then(|json| serde_json::from_value::<RunProgress>(json).ok());
+    let running = progress.filter(|_| part.state == "running");
+    PartView {
+        id: part.id.to_string(),
+        part: part.part,
+        state: format::state(&part.state),
+        detail: match running {
+            Some(progress) => format!("{} %, {}", percent(&progress), progress.doing),
+            None => part.reason.clone(),
+        },
+    }
 }
 
 fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {

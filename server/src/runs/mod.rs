@@ -1,12 +1,14 @@
 //! Runs as they are read and edited. A spec comes in through `submit`; from then on the state changes in one function
 //! of `state`.
 
+pub mod parts;
 mod state;
 mod submit;
 
 pub use state::{cancel_run, change_state};
 pub use submit::{__path_create_run, CreatedRun, create_run, insert_run};
 
+use self::parts::PartSummary;
 use crate::{ApiJson, App, Error, Result, error::found, page::Page, scheduler};
 use axum::{
     Json,
@@ -89,6 +91,10 @@ pub struct Run {
     pub checkpoint_step: Option<i64>,
     /// Why a queued run waits.
     pub waiting: Option<String>,
+    /// The run whose evaluation this is a part of.
+    pub part_of: Option<Uuid>,
+    /// The parts that its evaluation is spread over.
+    pub parts: Vec<PartSummary>,
     /// The attempts, first to last.
     pub attempt_list: Vec<Attempt>,
 }
@@ -141,6 +147,8 @@ pub struct RunFilter {
     pub method: Option<String>,
     /// Only runs with this tag.
     pub tag: Option<String>,
+    /// The parts of this run's evaluation, which are in no other list.
+    pub part_of: Option<Uuid>,
     /// At most so many, 1 to 500; 100 by default.
     pub limit: Option<i64>,
     /// The `next` of the page before.
@@ -166,7 +174,7 @@ pub async fn list_runs(
            from run r join experiment e on e.id = r.experiment_id left join run_progress p on p.run_id = r.id
            where ($1::uuid is null or r.experiment_id = $1) and ($2::text is null or r.state = $2)
              and ($3::text is null or r.method = $3) and ($4::text is null or $4 = any(r.tags))
-             and ($5::uuid is null or r.id < $5)
+             and ($5::uuid is null or r.id < $5) and r.part_of is not distinct from $7
            order by r.id desc limit $6"#,
         filter.experiment,
         filter.state,
@@ -174,6 +182,7 @@ pub async fn list_runs(
         filter.tag,
         filter.cursor,
         limit + 1,
+        filter.part_of,
     )
     .fetch_all(&app.pool)
     .await?;
@@ -197,7 +206,8 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
         r#"select r.id, r.experiment_id, e.name as experiment, r.name, r.kind, r.method, r.seed, r.state, r.phase,
                   r.priority, r.attempts, r.max_attempts, r.cancel_requested, r.reason, r.tags, r.checkpoint,
                   p.progress as "progress?", r.created_at, r.started_at, r.finished_at,
-                  r.spec, r.note, r.backbone, r.trainable, r.checkpoint_step, r.captions, r.training_images
+                  r.spec, r.note, r.backbone, r.trainable, r.checkpoint_step, r.captions, r.training_images,
+                  r.part_of
            from run r join experiment e on e.id = r.experiment_id left join run_progress p on p.run_id = r.id
            where r.id = $1"#,
         id
@@ -252,6 +262,8 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
         training_images: row.training_images,
         checkpoint_step: row.checkpoint_step,
         waiting,
+        part_of: row.part_of,
+        parts: parts::parts(pool, id).await?,
         attempt_list,
     })
 }

@@ -32,7 +32,8 @@ pub async fn change_state(conn: &mut PgConnection, id: Uuid, next: RunState, rea
     .await?;
     if next.is_terminal() {
         // Nothing resumes from here any more; the blobs are swept later.
-        sqlx::query!("delete from resume_state where run_id = $1", id).execute(conn).await?;
+        sqlx::query!("delete from resume_state where run_id = $1", id).execute(&mut *conn).await?;
+        super::parts::end(conn, id).await?;
     }
     Ok(())
 }

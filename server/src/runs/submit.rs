@@ -1,6 +1,6 @@
 //! A spec comes in: checked, given every default, and put into the queue once, however often it is sent.
 
-use super::{Run, get_run};
+use super::{Run, get_run, parts};
 use crate::{ApiJson, App, Error, Result, auth::Identity, estimate, estimate::Estimate, experiments};
 use axum::{
     Extension, Json,
@@ -112,6 +112,9 @@ pub async fn insert_run(
     )
     .execute(&mut *tx)
     .await?;
+    if spec.kind == Kind::Evaluate {
+        parts::spread(&mut tx, id, None).await?;
+    }
     if let Some(key) = key {
         sqlx::query!(
             "insert into idempotency_key (token_id, key, body_sha256, run_id) values ($1, $2, $3, $4)",
@@ -163,6 +166,7 @@ fn variant(spec: &Spec) -> Result<String> {
     (bare.seed, bare.priority, bare.max_attempts) = (0, 0, 0);
     (bare.name, bare.note, bare.experiment) = (String::new(), String::new(), String::new());
     bare.tags.clear();
+    bare.evaluation.parts = 1;
     let text = serde_json::to_string(&bare).map_err(anyhow::Error::from)?;
     Ok(hex(&Sha256::digest(text)[..8]))
 }

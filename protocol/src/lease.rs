@@ -1,7 +1,7 @@
 //! The words between a worker's agent and the server. A lease is the right to work on one attempt until it
 //! expires; its epoch is the fence that every write carries.
 
-use crate::{Alpha, BlobRef, JournalLine, LogLine, NumericsStamp, Phase, Spec};
+use crate::{Alpha, BlobRef, JournalLine, LogLine, Phase, Spec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -117,33 +117,13 @@ pub struct Part {
 }
 
 /// Features of consecutive images of a dataset, and the file that holds them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct FeatureFile {
-    /// What they are features of.
-    pub range: FeatureRange,
-    /// `[beyond − first, dim]`, f32, little endian.
+    /// What they are features of and what made them, in the trainer's words. The server passes it on.
+    #[schema(value_type = Object)]
+    pub key: serde_json::Value,
+    /// The file.
     pub blob: BlobRef,
-}
-
-/// Names features: everything that decides their bits.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
-pub struct FeatureRange {
-    /// Digest of θ0.
-    pub backbone: String,
-    /// Digest of the checkpoint; none at α = 0.
-    pub checkpoint: Option<String>,
-    /// Digest of the dataset.
-    pub dataset: String,
-    /// α.
-    pub alpha: Alpha,
-    /// [`crate::Evaluation::feature_id`].
-    pub feature: String,
-    /// What computed them.
-    pub stamp: NumericsStamp,
-    /// The first image, the bank's first being 0.
-    pub first: u64,
-    /// The image after the last.
-    pub beyond: u64,
 }
 
 /// A state to go on from.

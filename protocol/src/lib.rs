@@ -24,9 +24,8 @@ pub use evaluation::{
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream};
 pub use lease::{
-    AssetSummary, EventBatch, EventsAccepted, FeatureFile, FeatureRange, FinishLease, HeartbeatAnswer,
-    HeartbeatRequest, KnownPoint, LeaseGrant, LeaseRequest, Order, Outcome, Part, RegisterWorker,
-    RenewedLease, ResumeFrom,
+    AssetSummary, EventBatch, EventsAccepted, FeatureFile, FinishLease, HeartbeatAnswer, HeartbeatRequest,
+    KnownPoint, LeaseGrant, LeaseRequest, Order, Outcome, Part, RegisterWorker, RenewedLease, ResumeFrom,
 };
 pub use method::{
     Adapter, AdapterForm, AdapterInit, BlockExpansion, Buffer, CaptionForm, CrossModal, Film, FilmGenerator,

@@ -320,10 +320,8 @@ async fn an_evaluation_in_parts_waits_for_them_and_gets_what_they_computed() -> 
     assert_eq!(listed, [&json!(later), &json!(id)], "parts are in no list but their run's");
 
     let features = a.upload(&first, b"features").await?;
-    let stamp = json!({"device": "cpu", "libtorch": "2", "threads": 1, "batch_size": 32});
-    let file = json!({"event": "features", "range": {"backbone": "0", "checkpoint": blob, "dataset": "d",
-        "alpha": 0.5, "feature": "direct224-cls-f32", "stamp": stamp, "first": 0, "beyond": 2},
-        "blob": {"sha256": features, "bytes": 8, "file": "f"}});
+    let file = json!({"event": "features", "key": {"dataset": "d", "alpha": 0.5},
+                      "blob": {"sha256": features, "bytes": 8, "file": "f"}});
     let (status, answer) = a.ship(&first, 1, &[file.clone()]).await?;
     assert!(status.is_success(), "{answer}");
     assert_eq!(a.finish(&first, "succeeded", "").await?, StatusCode::NO_CONTENT, "a part brings no points");
@@ -332,7 +330,7 @@ async fn an_evaluation_in_parts_waits_for_them_and_gets_what_they_computed() -> 
     assert_eq!(b.finish(&second, "failed", "no").await?, StatusCode::NO_CONTENT);
     let whole = b.lease(5000).await?.context("the whole")?;
     assert_eq!((&whole.grant["run_id"], &whole.grant["phase"]), (&json!(id), &json!("evaluate")));
-    assert_eq!(whole.grant["features"][0]["range"], file["range"]);
+    assert_eq!(whole.grant["features"][0]["key"], file["key"]);
     assert_eq!(whole.grant["features"][0]["blob"]["sha256"], json!(features));
     let path = format!(
         "/leases/{}/blobs/{features}?epoch={}",

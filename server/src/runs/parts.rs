@@ -4,9 +4,7 @@
 //! fails therefore costs time and nothing else.
 
 use crate::{Error, Result, runs};
-use causeway_protocol::{
-    Alpha, BlobRef, FeatureFile, FeatureRange, Kind, Part, Phase, RunState, Spec, WeightSource,
-};
+use causeway_protocol::{BlobRef, FeatureFile, Kind, Part, Phase, RunState, Spec, WeightSource};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool, types::Json};
 use utoipa::ToSchema;
@@ -148,22 +146,13 @@ pub async fn note_features(conn: &mut PgConnection, run: Uuid, file: FeatureFile
     if part(conn, run).await?.is_none() {
         return Err(Error::BadRequest("only a part of an evaluation brings features".into()));
     }
-    let FeatureFile { range, blob } = file;
+    let FeatureFile { key, blob } = file;
     sqlx::query!(
-        "insert into feature_file
-           (run_id, backbone, checkpoint, dataset, alpha, feature, stamp, first, beyond, blob, bytes)
-         values ($1, $2, $3, $4, $5::int8::numeric / 10000, $6, $7, $8, $9, $10, $11) on conflict do nothing",
+        "insert into feature_file (run_id, blob, bytes, key) values ($1, $2, $3, $4) on conflict do nothing",
         run,
-        range.backbone,
-        range.checkpoint.unwrap_or_default(),
-        range.dataset,
-        range.alpha.ten_thousandths(),
-        range.feature,
-        serde_json::to_value(range.stamp).map_err(anyhow::Error::from)?,
-        range.first.cast_signed(),
-        range.beyond.cast_signed(),
         blob.sha256,
-        blob.bytes.cast_signed()
+        blob.bytes.cast_signed(),
+        key
     )
     .execute(conn)
     .await?;
@@ -176,28 +165,15 @@ pub async fn note_features(conn: &mut PgConnection, run: Uuid, file: FeatureFile
 /// If the database does not answer.
 pub async fn features(conn: &mut PgConnection, run: Uuid) -> Result<Vec<FeatureFile>> {
     let rows = sqlx::query!(
-        r#"select f.backbone, f.checkpoint, f.dataset, (f.alpha * 10000)::int8 as "alpha!", f.feature,
-                  f.stamp as "stamp: Json<causeway_protocol::NumericsStamp>", f.first, f.beyond, f.blob, f.bytes
-           from feature_file f join run p on p.id = f.run_id where p.part_of = $1
-           order by f.dataset, f.checkpoint, f.alpha, f.first"#,
+        "select f.blob, f.bytes, f.key from feature_file f join run p on p.id = f.run_id
+         where p.part_of = $1 order by p.part, f.blob",
         run
     )
     .fetch_all(conn)
     .await?;
-    let files = rows.into_iter().filter_map(|row| {
-        Some(FeatureFile {
-            range: FeatureRange {
-                backbone: row.backbone,
-                checkpoint: (!row.checkpoint.is_empty()).then_some(row.checkpoint),
-                dataset: row.dataset,
-                alpha: Alpha::from_ten_thousandths(row.alpha)?,
-                feature: row.feature,
-                stamp: row.stamp.0,
-                first: row.first.cast_unsigned(),
-                beyond: row.beyond.cast_unsigned(),
-            },
-            blob: BlobRef { file: row.blob.clone(), sha256: row.blob, bytes: row.bytes.cast_unsigned() },
-        })
+    let files = rows.into_iter().map(|row| FeatureFile {
+        key: row.key,
+        blob: BlobRef { file: row.blob.clone(), sha256: row.blob, bytes: row.bytes.cast_unsigned() },
     });
     Ok(files.collect())
 }

@@ -11,6 +11,7 @@ mod soup;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
+use crate::evaluate::store::{self, Place, Store};
 use crate::evaluate::sweep::{self, Measured, Sweep};
 use crate::journal::Journal;
 use crate::methods::{self, Widths};
@@ -32,6 +33,9 @@ const FILE_NAME: &str = "attempt.json";
 /// Folder of the blobs that the agent has fetched, each named by its sha256.
 pub const BLOBS: &str = "blobs";
 
+/// Folder of features, inside the folder that it belongs to.
+pub const FEATURES: &str = "features";
+
 /// Set for the process unless its starter's environment says otherwise: threads that wait for work sleep instead of
 /// spinning. Alone on a machine that costs nothing; beside other processes spinning halves the speed.
 pub const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
@@ -45,6 +49,9 @@ pub struct Assignment {
     pub data: Vec<PathBuf>,
     /// Intra-op threads.
     pub threads: u32,
+    /// Where features are kept; in the attempt's own folder if not given.
+    #[serde(default)]
+    pub cache: Option<Place>,
 }
 
 impl Assignment {
@@ -124,11 +131,14 @@ struct Attempt<'a> {
     environment: Environment,
     library: Library,
     device: Device,
+    cache: Place,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(folder: &'a Path, journal: &'a mut Journal) -> Result<Attempt<'a>> {
-        let Assignment { lease, data, threads } = Assignment::read(folder)?;
+        let Assignment { lease, data, threads, cache } = Assignment::read(folder)?;
+        let cache =
+            cache.unwrap_or_else(|| Place { folder: folder.join(FEATURES), most_bytes: store::MOST_BYTES });
         let device = device::open(&lease.device)?;
         tch::set_num_threads(threads as i32);
         tch::set_num_interop_threads(1);
@@ -141,7 +151,7 @@ impl<'a> Attempt<'a> {
         };
         let phase = lease.phase;
         tell(journal, Event::Started { environment: environment.clone(), phase, resumed_step })?;
-        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device })
+        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device, cache })
     }
 
     fn run(mut self) -> Result<()> {
@@ -182,7 +192,8 @@ impl<'a> Attempt<'a> {
         self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
         line.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
-        let line = line.with_positions(spec.evaluation.positions).to_device(self.device);
+        let line = line.with_positions(spec.evaluation.positions);
+        let line = line.with_dtype(spec.evaluation.dtype).to_device(self.device);
         narrate::evaluated(line.method()).iter().for_each(|line| narrate::say(line));
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         Sweep {
@@ -192,6 +203,8 @@ impl<'a> Attempt<'a> {
             line: &line,
             known: &self.lease.known_points,
             stamp,
+            made_by: environment::made_by(&self.environment),
+            store: &Store::open(&self.cache)?,
             emit: &mut |event| tell(self.journal, event),
         }
         .run()

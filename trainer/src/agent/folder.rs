@@ -4,6 +4,7 @@
 
 use super::process::{Process, boot_id};
 use crate::attempt::{Assignment, BLOBS};
+use crate::evaluate::store::Place;
 use anyhow::{Context, Result};
 use causeway_protocol::LeaseGrant;
 use serde::{Deserialize, Serialize};
@@ -80,8 +81,9 @@ impl Held {
     }
 
     /// Puts the assignment into the folder.
-    pub fn assign(&self, folder: &Path, data: &[PathBuf], threads: u32) -> Result<()> {
-        Assignment { lease: self.grant.clone(), data: data.to_vec(), threads }.write(folder)
+    pub fn assign(&self, folder: &Path, data: &[PathBuf], threads: u32, cache: &Place) -> Result<()> {
+        let (lease, data, cache) = (self.grant.clone(), data.to_vec(), Some(cache.clone()));
+        Assignment { lease, data, threads, cache }.write(folder)
     }
 }
 

@@ -1,0 +1,1 @@
+//! A small line and two datasets of noise.

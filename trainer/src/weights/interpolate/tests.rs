@@ -155,3 +155,45 @@ fn both_ends_are_under_one_rule_for_positions_and_one_activation() {
         assert!(!bitwise_equal(&line.encoder(alpha).features(&pixels), &usual));
     }
 }
+
+#[test]
+fn another_arithmetic_rounds_each_interpolated_tensor_once_and_shares_the_others() {
+    let (backbone, line) = full_line();
+    let single: Vec<Tensors> = [0.0, 0.3, 1.0].map(|value| line.at(alpha(value))).into();
+    let line = line.with_dtype(Dtype::Bf16);
+    let ends = [line.at(Alpha::ZERO), line.at(Alpha::ONE)];
+    for (value, single) in [0.0, 0.3, 1.0].into_iter().zip(&single) {
+        let encoder = line.encoder(alpha(value));
+        for (name, tensor) in encoder.tensors.iter() {
+            assert!(bitwise_equal(tensor, &single[name].to_kind(Kind::BFloat16)), "{name} at {value}");
+            let still = !line.moved().iter().any(|moved| moved == name);
+            let shared = ends.iter().all(|end| end[name].data_ptr() == tensor.data_ptr());
+            assert!(shared || !still, "{name} at {value}");
+        }
+    }
+    let moved: usize = line.moved().iter().map(|name| backbone.tensors[name].numel()).sum();
+    assert_eq!(line.bytes_moved(), 2 * moved);
+    // The rounding of θ_α, not the mean of rounded ends.
+    let of_rounded = |name: &str| mix(&ends[0][name], &ends[1][name], alpha(0.3));
+    let third = line.at(alpha(0.3));
+    assert!(line.moved().iter().any(|name| !bitwise_equal(&third[name], &of_rounded(name))));
+    // And back: nothing was lost that f32 needs.
+    let back = line.with_dtype(Dtype::F32).at(alpha(0.3));
+    let moved = back.iter().filter(|(name, _)| backbone.tensors[name].data_ptr() != single[1][name].data_ptr());
+    for (name, tensor) in moved {
+        assert!(bitwise_equal(tensor, &single[1][name]), "{name}");
+    }
+}
+
+#[test]
+fn a_device_keeps_equal_ends_one_tensor() {
+    let (_, line) = full_line();
+    let moved = line.moved().to_vec();
+    let line = line.each(Kind::Float, |_, tensor| tensor.copy());
+    let (zero, one) = (line.at(Alpha::ZERO), line.at(Alpha::ONE));
+    for (name, tensor) in zero.iter() {
+        let still = !moved.iter().any(|moved| moved == name);
+        assert_eq!(one[name].data_ptr() == tensor.data_ptr(), still, "{name}");
+        assert_eq!(line.bare[name].data_ptr(), tensor.data_ptr(), "{name}");
+    }
+}

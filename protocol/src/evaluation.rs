@@ -5,6 +5,9 @@ use crate::{Alpha, sha256_hex};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// "20 usually best", as DINO's eval_knn.py has it.
+const CHOOSING_K: u32 = 20;
+
 /// Which datasets a checkpoint is scored on, at which α, and how.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -216,6 +219,12 @@ impl Readout {
 }
 
 impl Evaluation {
+    /// Where the protocol by which an α is chosen stands among [`Evaluation::protocols`]: k = 20, or the largest k below
+    /// it, or the smallest above.
+    pub fn choosing(&self) -> usize {
+        self.k.iter().rposition(|k| *k <= CHOOSING_K).unwrap_or(0)
+    }
+
     /// The protocols of this evaluation: k-NN for each k in the order given, then the linear probe, then zero-shot.
     pub fn protocols(&self) -> Vec<Protocol> {
         let votes = self.k.iter().map(|k| Readout::Knn {
@@ -309,4 +318,21 @@ fn default_image_size() -> u32 {
 
 fn default_batch_size() -> u32 {
     32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alpha_is_chosen_by_twenty_neighbours_or_the_nearest_number_that_is_asked() {
+        let choosing = |k: &[u32]| {
+            let document = serde_json::json!({"datasets": [], "k": k});
+            let evaluation: Evaluation = serde_json::from_value(document).unwrap();
+            evaluation.protocols()[evaluation.choosing()].readout.k()
+        };
+        assert_eq!(choosing(&[1, 5, 10, 20, 100]), Some(20));
+        assert_eq!(choosing(&[1, 10, 200]), Some(10));
+        assert_eq!(choosing(&[100, 200]), Some(100));
+    }
 }

@@ -2,7 +2,7 @@
 //! numbered from 1, to `journal.jsonl` in its attempt's folder. The agent ships the lines in order, and the
 //! server takes each line at most once. Without a server the same file is what a person reads.
 
-use crate::{Alpha, FeatureFile, Phase, Protocol, hex};
+use crate::{Alpha, FeatureFile, Phase, Protocol, Training, hex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -188,6 +188,11 @@ impl Hits {
     pub fn count(&self) -> u32 {
         self.0.iter().map(|byte| byte.count_ones()).sum()
     }
+
+    /// Number of right queries among those that are marked.
+    pub fn count_among(&self, marked: &[bool]) -> u32 {
+        marked.iter().enumerate().filter(|(query, marked)| **marked && self.get(*query)).count() as u32
+    }
 }
 
 impl Serialize for Hits {
@@ -234,7 +239,8 @@ pub struct BlobRef {
 pub struct RunProgress {
     /// The phase.
     pub phase: Phase,
-    /// Units done: steps in training, forward passes of one image in evaluation.
+    /// Units done: steps in training, forward passes of one image in evaluation. There the passes that share their first
+    /// blocks advance it as far as their work goes, all passes of a sweep together being `total`.
     pub done: u64,
     /// Units in all.
     pub total: u64,
@@ -242,6 +248,18 @@ pub struct RunProgress {
     pub images_per_second: f64,
     /// What is being done, in words: "Fashion-MNIST, batch 2 of 7".
     pub doing: String,
+}
+
+impl RunProgress {
+    /// Seconds until the phase's end at the present rate; none where nothing has been measured yet.
+    pub fn seconds_left(&self, training: Option<&Training>) -> Option<f64> {
+        let images = match (self.phase, training) {
+            (Phase::Train, Some(training)) => f64::from(training.batch_size) * f64::from(training.accumulate),
+            _ => 1.0,
+        };
+        let rest = self.total.saturating_sub(self.done) as f64 * images;
+        (self.images_per_second > 0.0).then(|| rest / self.images_per_second)
+    }
 }
 
 /// What an attempt runs on, so that every number can be traced.
@@ -308,6 +326,24 @@ mod tests {
         assert!(flags.iter().enumerate().all(|(index, hit)| back.get(index) == *hit));
         assert_eq!(back.count(), 3);
         assert!(serde_json::from_str::<Hits>("\"0é\"").is_err());
+    }
+
+    #[test]
+    fn what_is_left_counts_every_image_of_a_step() {
+        let progress = |phase, images_per_second| RunProgress {
+            phase,
+            done: 10,
+            total: 40,
+            images_per_second,
+            doing: String::new(),
+        };
+        let training =
+            serde_json::json!({"steps": 40, "batch_size": 8, "accumulate": 2, "learning_rate": 1e-3});
+        let training: Training = serde_json::from_value(training).unwrap();
+        let left = |phase, rate| progress(phase, rate).seconds_left(Some(&training));
+        assert_eq!(left(Phase::Train, 16.0), Some(30.0));
+        assert_eq!(left(Phase::Evaluate, 15.0), Some(2.0));
+        assert_eq!(left(Phase::Evaluate, 0.0), None);
     }
 
     #[test]

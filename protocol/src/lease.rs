@@ -105,6 +105,10 @@ pub struct KnownPoint {
     pub protocol: String,
     /// α.
     pub alpha: Alpha,
+    /// Of the queries that an α may be chosen on ([`crate::selection_half`]), how many are right. Told where the run
+    /// refines its α and this point has a say in which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected: Option<u32>,
 }
 
 /// One of the shares that an evaluation's images are divided into.

@@ -101,8 +101,11 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
            join point p on p.curve_id = c.id
            where ($1::uuid is null or r.experiment_id = $1) and ($2::uuid is null or r.id = $2)
              and ($3::text[] is null or r.checkpoint = any($3)) and ($4::text is null or c.protocol = $4)
-             -- A run has only the points its spec asks for, also where others share its checkpoint or backbone.
-             and r.spec -> 'evaluation' -> 'alphas' @> to_jsonb(p.alpha) and r.part_of is null
+             -- A run has only the points its spec asks for, also where others share its checkpoint or backbone. Which
+             -- α a refinement asks for shows in its checkpoint's points alone.
+             and (r.spec -> 'evaluation' -> 'alphas' @> to_jsonb(p.alpha)
+                  or c.checkpoint <> '' and coalesce((r.spec -> 'evaluation' ->> 'refine')::int, 0) > 0)
+             and r.part_of is null
            order by case rd.role when 'id' then 0 when 'target' then 1 else 2 end, rd.ordinal, d.digest,
                     r.method, r.seed, r.id, length(c.protocol), c.protocol, p.alpha"#,
         filter.experiment,

@@ -44,9 +44,10 @@ pub async fn estimate(pool: &PgPool, spec: &Spec) -> Result<Estimate> {
         .map_or(0, |training| u64::from(training.batch_size) * u64::from(training.accumulate));
     let alphas = spec.evaluation.alphas.iter().filter(|alpha| **alpha != Alpha::ZERO).count() as u64;
     let zero = spec.evaluation.alphas.len() as u64 - alphas;
+    let refined = 2 * u64::from(spec.evaluation.refine);
     let sizes: Option<Vec<u64>> =
         spec.evaluation.datasets.iter().map(|dataset| images.get(&dataset.asset).copied()).collect();
-    let forwards = sizes.map(|sizes| sizes.iter().sum::<u64>() * (alphas + zero));
+    let forwards = sizes.map(|sizes| sizes.iter().sum::<u64>() * (alphas + zero + refined));
     let method = spec.trained();
     let train = measured(pool, method, "train").await?;
     let sweep = measured(pool, method, "evaluate").await?;

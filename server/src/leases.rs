@@ -9,8 +9,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use causeway_protocol::{
-    Alpha, BlobRef, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, KnownPoint,
-    LeaseGrant, LeaseRequest, Order, Outcome, Phase, RenewedLease, ResumeFrom, RunState, Spec, WeightSource,
+    Alpha, BlobRef, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, Hits,
+    KnownPoint, LeaseGrant, LeaseRequest, Order, Outcome, Phase, RenewedLease, ResumeFrom, RunState, Spec,
+    WeightSource, selection_half,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, types::Json as SqlJson};
@@ -195,24 +196,32 @@ async fn known_points(
         _ => None,
     };
     let own = checkpoint.or(given).unwrap_or("");
+    // Which α a refinement goes on with rests on the points that are there.
+    let refines = spec.evaluation.refine > 0;
+    let choosing = protocols.get(spec.evaluation.choosing()).filter(|_| refines);
     let rows = sqlx::query!(
-        r#"select c.backbone, c.checkpoint, c.dataset, c.protocol, (p.alpha * 10000)::int8 as "alpha!"
+        r#"select c.backbone, c.checkpoint, c.dataset, c.protocol, (p.alpha * 10000)::int8 as "alpha!", p.n,
+                  case when c.protocol = $5 then p.hits end as hits
            from curve c join point p on p.curve_id = c.id join dataset d on d.digest = c.dataset
            where c.protocol = any($1) and d.name = any($2) and c.checkpoint in ('', $3) limit $4"#,
         &protocols,
         &names,
         own,
         KNOWN_POINTS_MAX,
+        choosing,
     )
     .fetch_all(conn)
     .await?;
     let points = rows.into_iter().filter_map(|row| {
+        let count = usize::try_from(row.n).unwrap_or(0);
+        let selected = row.hits.map(|hits| Hits(hits).count_among(&selection_half(&row.dataset, count)));
         Some(KnownPoint {
             backbone: row.backbone,
             checkpoint: (!row.checkpoint.is_empty()).then_some(row.checkpoint),
             dataset: row.dataset,
             protocol: row.protocol,
             alpha: Alpha::from_ten_thousandths(row.alpha)?,
+            selected,
         })
     });
     Ok(points.collect())

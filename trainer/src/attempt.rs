@@ -11,6 +11,8 @@ mod soup;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
+use crate::evaluate::parts::Brought;
+use crate::evaluate::store::{self, Place, Store};
 use crate::evaluate::sweep::{self, Measured, Sweep};
 use crate::journal::Journal;
 use crate::methods::{self, Widths};
@@ -32,6 +34,9 @@ const FILE_NAME: &str = "attempt.json";
 /// Folder of the blobs that the agent has fetched, each named by its sha256.
 pub const BLOBS: &str = "blobs";
 
+/// Folder of features, inside the folder that it belongs to.
+pub const FEATURES: &str = "features";
+
 /// Set for the process unless its starter's environment says otherwise: threads that wait for work sleep instead of
 /// spinning. Alone on a machine that costs nothing; beside other processes spinning halves the speed.
 pub const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
@@ -45,6 +50,9 @@ pub struct Assignment {
     pub data: Vec<PathBuf>,
     /// Intra-op threads.
     pub threads: u32,
+    /// Where features are kept; in the attempt's own folder if not given.
+    #[serde(default)]
+    pub cache: Option<Place>,
 }
 
 impl Assignment {
@@ -74,7 +82,8 @@ pub fn run(folder: &Path) -> i32 {
     }));
     let Ok(attempted) = attempted else { return ending::EXIT_PANIC };
     let ended = match &attempted {
-        Ok(()) => Ending::succeeded(),
+        Ok(Done::All) => Ending::succeeded(),
+        Ok(Done::Training) => Ending::handed_over(),
         Err(error) => Ending::failed(error),
     };
     if let Err(error) = &attempted {
@@ -82,7 +91,7 @@ pub fn run(folder: &Path) -> i32 {
         eprintln!("failed: {}", ended.reason);
     }
     match (ended.write(folder), &attempted) {
-        (Ok(()), Ok(())) => 0,
+        (Ok(()), Ok(_)) => 0,
         (Ok(()), Err(_)) => ending::EXIT_FAILED,
         (Err(error), _) => {
             eprintln!("{error:#}");
@@ -116,6 +125,15 @@ fn trainable(spec: &Spec, backbone: &Backbone, widths: Widths) -> Result<u64> {
     Ok(methods::trainable(&recipe, backbone, widths)?.iter().map(|(_, values)| values).sum())
 }
 
+/// What an attempt that went well has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Done {
+    /// All of it.
+    All,
+    /// The training; the evaluation is for the run's parts.
+    Training,
+}
+
 /// An attempt under way.
 struct Attempt<'a> {
     folder: &'a Path,
@@ -124,11 +142,14 @@ struct Attempt<'a> {
     environment: Environment,
     library: Library,
     device: Device,
+    cache: Place,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(folder: &'a Path, journal: &'a mut Journal) -> Result<Attempt<'a>> {
-        let Assignment { lease, data, threads } = Assignment::read(folder)?;
+        let Assignment { lease, data, threads, cache } = Assignment::read(folder)?;
+        let cache =
+            cache.unwrap_or_else(|| Place { folder: folder.join(FEATURES), most_bytes: store::MOST_BYTES });
         let device = device::open(&lease.device)?;
         tch::set_num_threads(threads as i32);
         tch::set_num_interop_threads(1);
@@ -141,10 +162,10 @@ impl<'a> Attempt<'a> {
         };
         let phase = lease.phase;
         tell(journal, Event::Started { environment: environment.clone(), phase, resumed_step })?;
-        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device })
+        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device, cache })
     }
 
-    fn run(mut self) -> Result<()> {
+    fn run(mut self) -> Result<Done> {
         let spec = self.lease.spec.clone();
         let backbone = match &spec.weights.theta0 {
             WeightSource::Fresh(architecture) => Backbone::fresh(architecture, spec.seed),
@@ -165,7 +186,11 @@ impl<'a> Attempt<'a> {
 
         let theta1 = match (spec.kind, self.lease.phase) {
             (Kind::Finetune | Kind::Pretrain, Phase::Train) => {
-                self.train(&spec, &backbone, &datasets, widths)?
+                let checkpoint = self.train(&spec, &backbone, &datasets, widths)?;
+                if spec.evaluation.parts > 1 {
+                    return Ok(Done::Training);
+                }
+                checkpoint
             }
             (Kind::Finetune | Kind::Pretrain, Phase::Evaluate) => {
                 let checkpoint = self.lease.checkpoint.clone();
@@ -182,19 +207,30 @@ impl<'a> Attempt<'a> {
         self.tell(Event::Phase { phase: Phase::Evaluate })?;
         let line = Line::open(&backbone, &theta1).context("loading θ1")?;
         line.check_image_size(spec.evaluation.image_size).context("`evaluation.image_size`")?;
-        let line = line.with_positions(spec.evaluation.positions).to_device(self.device);
+        let line = line.with_positions(spec.evaluation.positions);
+        let line = line.with_dtype(spec.evaluation.dtype).to_device(self.device);
         narrate::evaluated(line.method()).iter().for_each(|line| narrate::say(line));
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
-        Sweep {
+        let store = Store::open(&self.cache)?;
+        let brought = Brought::take_in(&store, &self.lease.features, &self.folder.join(BLOBS))?;
+        let (part, folder) = (self.lease.part, self.folder);
+        let sweep = Sweep {
             evaluation: &spec.evaluation,
             datasets: &datasets,
             backbone: &backbone.digest,
             line: &line,
             known: &self.lease.known_points,
             stamp,
+            made_by: environment::made_by(&self.environment),
+            store: &store,
+            brought,
             emit: &mut |event| tell(self.journal, event),
+        };
+        match part {
+            Some(part) => sweep.run_part(part, folder)?,
+            None => sweep.run()?,
         }
-        .run()
+        Ok(Done::All)
     }
 
     fn tell(&mut self, event: Event) -> Result<()> {

@@ -2,17 +2,19 @@
 //! journal and the curves as a table at the end. Run again on the same folder, it goes on where it was stopped.
 
 use crate::attempt::ending::Ending;
-use crate::attempt::{Assignment, BLOBS, WAIT_POLICY};
+use crate::attempt::{Assignment, BLOBS, FEATURES, WAIT_POLICY};
 use crate::data::asset::file_sha256;
+use crate::evaluate::store::Place;
 use crate::journal::JournalTail;
 use crate::spec_file;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{
-    Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom, Spec,
+    Alpha, Evaluation, Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom,
+    Spec, Training, selection_half,
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -43,6 +45,10 @@ pub struct Local {
     pub threads: u32,
     /// `cpu`, or `cuda:0` and so on.
     pub device: String,
+    /// Folder of features that runs share; inside `out` if not given.
+    pub cache: Option<PathBuf>,
+    /// Most bytes of features that are kept there.
+    pub cache_bytes: u64,
 }
 
 impl Local {
@@ -53,7 +59,7 @@ impl Local {
         let spec = self.read_spec()?;
         let assignment = self.assignment(spec)?;
         assignment.write(&self.out)?;
-        self.watch()?;
+        self.watch(assignment.lease.spec.training.as_ref())?;
         let (lines, spec) = (read_journal(&self.out)?, &assignment.lease.spec);
         let path = self.out.join(SUMMARY);
         std::fs::write(&path, serde_json::to_vec_pretty(&summary(&lines, spec))?)
@@ -101,7 +107,8 @@ impl Local {
         if let Some(weights) = document["weights"].as_object_mut() {
             weights.retain(|_, source| !source.is_null());
         }
-        let spec = spec_file::parse(&self.spec, document)?;
+        let mut spec = spec_file::parse(&self.spec, document)?;
+        spec.evaluation.parts = 1; // there is nobody else here
         ensure!(
             (spec.kind == Kind::Evaluate) == (self.kind == Kind::Evaluate),
             "the spec is of kind {}; use `causeway-trainer {}`",
@@ -145,6 +152,8 @@ impl Local {
             resume: None,
             checkpoint: None,
             known_points: Vec::new(),
+            part: None,
+            features: Vec::new(),
             expires_in_ms: 0,
         };
         for line in lines {
@@ -153,16 +162,21 @@ impl Local {
                 Event::Checkpoint { blob, .. } => {
                     (lease.phase, lease.checkpoint) = (Phase::Evaluate, Some(blob));
                 }
-                Event::Point(point) => lease.known_points.push(known(&point)),
+                Event::Point(point) => {
+                    let known = known(&point, &lease.spec.evaluation);
+                    lease.known_points.push(known);
+                }
                 _ => {}
             }
         }
         let data = self.data.iter().map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()));
-        Ok(Assignment { lease, data: data.collect(), threads: self.threads })
+        let folder = self.cache.clone().unwrap_or_else(|| self.out.join(FEATURES));
+        let cache = Some(Place { folder, most_bytes: self.cache_bytes });
+        Ok(Assignment { lease, data: data.collect(), threads: self.threads, cache })
     }
 
     /// Starts the process and shows its progress until it ends.
-    fn watch(&self) -> Result<()> {
+    fn watch(&self, training: Option<&Training>) -> Result<()> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(program);
         // Its words go nowhere: the bar says them.
@@ -171,7 +185,7 @@ impl Local {
             command.env(WAIT_POLICY.0, WAIT_POLICY.1);
         }
         let mut child = command.spawn().context("starting the attempt")?;
-        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {eta} {wide_msg}")?;
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {wide_msg}")?;
         let bar = ProgressBar::new(0).with_style(style);
         let mut tail = JournalTail::new(&self.out);
         while !tail.read(LINES)?.is_empty() {}
@@ -182,8 +196,10 @@ impl Local {
                     bar.set_prefix(progress.phase.as_str());
                     bar.set_length(progress.total);
                     bar.set_position(progress.done);
+                    let left = progress.seconds_left(training).unwrap_or_default();
+                    let left = HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e9).round()));
                     bar.set_message(format!(
-                        "{:.1} images/s · {}",
+                        "{left} left · {:.1} images/s · {}",
                         progress.images_per_second, progress.doing
                     ));
                 }
@@ -214,13 +230,16 @@ fn read_journal(folder: &Path) -> Result<Vec<JournalLine>> {
     }
 }
 
-fn known(point: &PointRecord) -> KnownPoint {
+fn known(point: &PointRecord, evaluation: &Evaluation) -> KnownPoint {
+    let selected = (evaluation.refine > 0)
+        .then(|| point.hits.count_among(&selection_half(&point.dataset, point.n as usize)));
     KnownPoint {
         backbone: point.backbone.clone(),
         checkpoint: point.checkpoint.clone(),
         dataset: point.dataset.clone(),
         protocol: point.protocol.id.clone(),
         alpha: point.alpha,
+        selected,
     }
 }
 
@@ -258,7 +277,7 @@ fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
                     }));
                 }
             }
-            Event::Phase { .. } | Event::Progress(_) | Event::ResumeState { .. } => {}
+            Event::Phase { .. } | Event::Progress(_) | Event::ResumeState { .. } | Event::Features(_) => {}
         }
     }
     summary
@@ -282,6 +301,9 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
         }
     }
     let protocols = spec.evaluation.protocols();
+    // Those that were asked, and those of a refinement.
+    let measured = accuracies.keys().map(|(_, alpha, _)| *alpha);
+    let alphas: BTreeSet<Alpha> = spec.evaluation.alphas.iter().copied().chain(measured).collect();
     let mut text = String::new();
     for dataset in &spec.evaluation.datasets {
         let Some((digest, title, queries)) = titles.get(dataset.asset.as_str()) else { continue };
@@ -291,7 +313,7 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
             text += &format!("  {:>6}", protocol.readout.label());
         }
         text += "\n";
-        for alpha in &spec.evaluation.alphas {
+        for alpha in &alphas {
             text += &format!("{:>6}", alpha.to_string());
             for protocol in &protocols {
                 let cell = accuracies.get(&(*digest, *alpha, protocol.id.as_str()));

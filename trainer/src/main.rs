@@ -6,6 +6,7 @@ use causeway_trainer::agent::{self, Work};
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
 use causeway_trainer::data::check::Check;
+use causeway_trainer::evaluate::store::MOST_BYTES;
 use causeway_trainer::local::Local;
 use causeway_trainer::models::vit::Activation;
 use causeway_trainer::plan::Plan;
@@ -126,12 +127,28 @@ struct WorkArgs {
     /// Threads of one attempt; the cores shared out among the devices if not given.
     #[arg(long, env = "CAUSEWAY_THREADS")]
     threads: Option<u32>,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 impl WorkArgs {
     fn work(self) -> Work {
-        let WorkArgs { server, token_file, state, data, name, devices, threads } = self;
-        Work { server, token_file, state, data: data.data, name, devices, threads }
+        let WorkArgs { server, token_file, state, data, name, devices, threads, cache } = self;
+        let cache_bytes = cache.bytes();
+        Work { server, token_file, state, data: data.data, name, devices, threads, cache_bytes }
+    }
+}
+
+#[derive(Args)]
+struct CacheArgs {
+    /// Most gigabytes (2^30 bytes) of features that are kept for later evaluations; those unused longest go first.
+    #[arg(long, env = "CAUSEWAY_CACHE_GB", value_name = "GB", default_value_t = MOST_BYTES >> 30)]
+    cache_gb: u64,
+}
+
+impl CacheArgs {
+    fn bytes(&self) -> u64 {
+        self.cache_gb.saturating_mul(1 << 30)
     }
 }
 
@@ -205,13 +222,19 @@ struct LocalArgs {
     /// Threads of one forward pass; all cores if not given. Part of what decides a number's last bits.
     #[arg(long, env = "CAUSEWAY_THREADS")]
     threads: Option<u32>,
+    /// Folder of features, so that runs share what they compute of the same weights and images; inside --out if not given.
+    #[arg(long, env = "CAUSEWAY_CACHE", value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    most: CacheArgs,
 }
 
 impl LocalArgs {
     fn local(self, kind: Kind, theta1: Option<PathBuf>) -> Local {
         let threads = self.threads.unwrap_or_else(cores).max(1);
-        let LocalArgs { spec, data, out, variant, seed, device, .. } = self;
-        Local { spec, kind, data: data.data, out, theta1, variant, seed, threads, device }
+        let cache_bytes = self.most.bytes();
+        let LocalArgs { spec, data, out, variant, seed, device, cache, .. } = self;
+        Local { spec, kind, data: data.data, out, theta1, variant, seed, threads, device, cache, cache_bytes }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::spec_file;
 use crate::weights::Backbone;
 use crate::weights::checkpoint::Recipe;
 use anyhow::Result;
-use causeway_protocol::{Dtype, Spec, WeightSource};
+use causeway_protocol::{Dtype, Evaluation, Spec, WeightSource};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -109,22 +109,35 @@ fn describe(
         cost.operations * training.steps as f64 / 1e12,
         cost.bytes / 1e9
     );
-    let _ = writeln!(
-        text,
-        "evaluation: {} at {} α, k = {:?}",
-        match spec.evaluation.datasets.len() {
-            1 => "1 dataset".to_owned(),
-            several => format!("{several} datasets"),
-        },
-        spec.evaluation.alphas.len(),
-        spec.evaluation.k
-    );
+    text += &evaluated(&spec.evaluation);
     text += "\nthe spec with every default:\n";
     let document = serde_json::to_value(spec).unwrap_or_default();
     leaves(&document, "", &mut |path, value| {
         let _ = writeln!(text, "  {path} = {value}");
     });
     Ok(text)
+}
+
+/// What is measured, in a line.
+fn evaluated(evaluation: &Evaluation) -> String {
+    let datasets = match evaluation.datasets.len() {
+        1 => "1 dataset".to_owned(),
+        several => format!("{several} datasets"),
+    };
+    let refined = match evaluation.refine {
+        0 => String::new(),
+        rounds => format!(" and up to {} more around the best", 2 * rounds),
+    };
+    let arithmetic = match evaluation.dtype {
+        Dtype::F32 => "",
+        Dtype::Bf16 => ", in bf16",
+        Dtype::F16 => ", in f16, which is slow on a CPU",
+    };
+    format!(
+        "evaluation: {datasets} at {} α{refined}, k = {:?}{arithmetic}\n",
+        evaluation.alphas.len(),
+        evaluation.k
+    )
 }
 
 /// Values that are trained in the encoder, by the part of the name that blocks share.
@@ -235,6 +248,21 @@ mod tests {
         }
         assert!(!text.contains("attn.qkv"), "{text}");
         assert!(planned(json!({"kind": "full"})).contains("blocks.*.attn.qkv.weight"));
+    }
+
+    #[test]
+    fn a_plan_tells_what_is_measured_and_in_which_arithmetic() {
+        let told = |document: Value| {
+            let mut evaluation = json!({"datasets": [{"asset": "d", "role": "ood"}], "k": [5]});
+            evaluation.as_object_mut().unwrap().extend(document.as_object().unwrap().clone());
+            evaluated(&serde_json::from_value(evaluation).unwrap())
+        };
+        assert_eq!(told(json!({})), "evaluation: 1 dataset at 11 α, k = [5]\n");
+        let text = told(json!({"refine": 3, "dtype": "f16"}));
+        assert_eq!(
+            text,
+            "evaluation: 1 dataset at 11 α and up to 6 more around the best, k = [5], in f16, which is slow on a CPU\n"
+        );
     }
 
     #[test]

@@ -78,6 +78,24 @@ fn the_image_in_a_border_stands_in_the_middle() {
 }
 
 #[test]
+fn any_arithmetic_is_a_protocol_of_its_own_and_a_refinement_needs_a_beginning() {
+    let with = |evaluation: serde_json::Value| {
+        let mut document = minimal();
+        document["evaluation"].as_object_mut().unwrap().extend(evaluation.as_object().unwrap().clone());
+        document
+    };
+    for dtype in ["f32", "bf16", "f16"] {
+        let spec = parse_spec(with(json!({"dtype": dtype}))).unwrap();
+        assert!(spec.evaluation.protocols()[0].id.ends_with(dtype), "{dtype}");
+    }
+    assert_eq!(fields(with(json!({"dtype": "f64"}))), ["evaluation.dtype"]);
+    assert_eq!(parse_spec(with(json!({"refine": 3}))).unwrap().evaluation.refine, 3);
+    assert_eq!(fields(with(json!({"refine": 9}))), ["evaluation.refine"]);
+    assert_eq!(fields(with(json!({"refine": 1, "alphas": [0.5, 1]}))), ["evaluation.refine"]);
+    assert_eq!(fields(with(json!({"refine": 1, "alphas": [0]}))), ["evaluation.refine"]);
+}
+
+#[test]
 fn an_evaluation_needs_both_ends_and_no_training() {
     let mut document = minimal();
     document["kind"] = json!("evaluate");

@@ -2,11 +2,8 @@
 //! and every caption says so.
 
 use super::alpha::Panel;
-use causeway_protocol::Role;
+use causeway_protocol::{Change, Role, best_change, goal_and_guard};
 use serde::Serialize;
-
-/// A gain smaller than this is no reason for a larger α, points.
-const TIE: f64 = 0.05;
 
 /// What is maximised and what is guarded.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -31,19 +28,9 @@ pub struct Best {
 }
 
 impl BestRule {
-    /// Out of distribution is what is to be gained; in distribution what must not be lost, or the target where the
-    /// experiment has no dataset near the pretraining data.
+    /// The rule of an experiment whose datasets have these roles.
     pub fn for_roles(roles: impl Iterator<Item = Role>, keep: f64) -> BestRule {
-        let roles: Vec<Role> = roles.collect();
-        let has = |role: Role| roles.contains(&role);
-        let (goal, guard) = match (has(Role::Id), has(Role::Target), has(Role::Ood)) {
-            (true, _, true) => (Role::Ood, Some(Role::Id)),
-            (false, true, true) => (Role::Ood, Some(Role::Target)),
-            (false, false, _) => (Role::Ood, None),
-            (true, true, false) => (Role::Target, Some(Role::Id)),
-            (true, false, false) => (Role::Id, None),
-            (false, true, false) => (Role::Target, None),
-        };
+        let (goal, guard) = goal_and_guard(roles);
         BestRule { goal: goal.as_str(), guard: guard.map(Role::as_str), keep }
     }
 }
@@ -51,8 +38,7 @@ impl BestRule {
 /// Applies the rule to one line; none until some α above 0 is measured on every dataset that the rule looks at.
 pub fn best_alpha(rule: &BestRule, panels: &[Panel], line: usize) -> Option<Best> {
     let first = panels.iter().find(|panel| panel.role == rule.goal)?;
-    let mut best: Option<Best> = None;
-    let mut measured = false;
+    let mut measured: Vec<Best> = Vec::new();
     for place in &first.lines.get(line)?.points {
         let Some(goal_delta) = mean_delta(panels, rule.goal, line, place.alpha) else { continue };
         let guard_delta = match rule.guard {
@@ -62,13 +48,11 @@ pub fn best_alpha(rule: &BestRule, panels: &[Panel], line: usize) -> Option<Best
             },
             None => None,
         };
-        measured |= place.alpha > 0.0;
-        let allowed = guard_delta.is_none_or(|delta| delta >= -rule.keep - 1e-9);
-        if allowed && best.is_none_or(|best| goal_delta > best.goal_delta + TIE) {
-            best = Some(Best { alpha: place.alpha, goal_delta, guard_delta });
-        }
+        measured.push(Best { alpha: place.alpha, goal_delta, guard_delta });
     }
-    best.filter(|_| measured)
+    let changes = measured.iter().map(|best| Change { goal: best.goal_delta, guard: best.guard_delta });
+    let best = best_change(rule.keep, changes)?;
+    measured.iter().any(|best| best.alpha > 0.0).then(|| measured[best])
 }
 
 /// Mean over a role's datasets of the change against the backbone; none if one of them lacks this α.

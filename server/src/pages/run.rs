@@ -295,14 +295,11 @@ fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {
     if progress.phase.as_str() != run.summary.phase {
         return None;
     }
-    // Training counts steps, evaluation images.
-    let (unit, images) = match (progress.phase, spec.and_then(|spec| spec.training.as_ref())) {
-        (causeway_protocol::Phase::Train, Some(training)) => ("steps", f64::from(training.batch_size)),
-        _ => ("images", 1.0),
-    };
-    let rest = progress.total.saturating_sub(progress.done) as f64 * images;
-    let left = (progress.images_per_second > 0.0)
-        .then(|| time::Duration::seconds((rest / progress.images_per_second) as i64))
+    let training = spec.and_then(|spec| spec.training.as_ref());
+    let unit = if progress.phase == causeway_protocol::Phase::Train { "steps" } else { "images" };
+    let left = progress
+        .seconds_left(training)
+        .map(|left| time::Duration::seconds(left as i64))
         .map(|left| format!("about {} left in this phase", format::span(left)));
     Some(ProgressView {
         phase: progress.phase.as_str(),

@@ -4,6 +4,7 @@
 
 use super::process::{Process, boot_id};
 use crate::attempt::{Assignment, BLOBS};
+use crate::evaluate::store::Place;
 use anyhow::{Context, Result};
 use causeway_protocol::LeaseGrant;
 use serde::{Deserialize, Serialize};
@@ -76,12 +77,14 @@ impl Held {
         let grant = &self.grant;
         let resume = grant.resume.iter().map(|resume| resume.blob.sha256.as_str());
         let checkpoint = grant.checkpoint.iter().map(|blob| blob.sha256.as_str());
-        grant.spec.blobs().into_iter().chain(resume).chain(checkpoint).collect()
+        let features = grant.features.iter().map(|file| file.blob.sha256.as_str());
+        grant.spec.blobs().into_iter().chain(resume).chain(checkpoint).chain(features).collect()
     }
 
     /// Puts the assignment into the folder.
-    pub fn assign(&self, folder: &Path, data: &[PathBuf], threads: u32) -> Result<()> {
-        Assignment { lease: self.grant.clone(), data: data.to_vec(), threads }.write(folder)
+    pub fn assign(&self, folder: &Path, data: &[PathBuf], threads: u32, cache: &Place) -> Result<()> {
+        let (lease, data, cache) = (self.grant.clone(), data.to_vec(), Some(cache.clone()));
+        Assignment { lease, data, threads, cache }.write(folder)
     }
 }
 

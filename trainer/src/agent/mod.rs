@@ -9,9 +9,11 @@ mod process;
 mod ship;
 mod supervise;
 
+use crate::attempt::FEATURES;
 use crate::attempt::environment::{VERSION, cores, host};
 use crate::data::asset::Library;
 use crate::device;
+use crate::evaluate::store::Place;
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{LeaseGrant, LeaseRequest, RegisterWorker};
 use client::{Client, Lease};
@@ -54,6 +56,8 @@ pub struct Work {
     pub devices: Vec<String>,
     /// Threads of one attempt; the cores shared out among the devices if not given.
     pub threads: Option<u32>,
+    /// Most bytes of features that are kept for later runs, beside the attempts.
+    pub cache_bytes: u64,
 }
 
 /// What every attempt on this worker has in common.
@@ -61,6 +65,8 @@ pub struct Settings {
     /// Where assets are, absolute.
     data: Vec<PathBuf>,
     threads: u32,
+    /// Where features are kept, for all attempts.
+    cache: Place,
     /// True once the agent is to end.
     shutdown: watch::Receiver<bool>,
 }
@@ -93,6 +99,7 @@ impl Agent {
         let _lock = lock(&state)?;
         let data = work.data.iter().map(|folder| absolute(folder)).collect::<Result<Vec<_>>>()?;
         let threads = work.threads.unwrap_or(cores() / work.devices.len() as u32).max(1);
+        let cache = Place { folder: state.join(FEATURES), most_bytes: work.cache_bytes };
         let (shutdown_sender, shutdown) = watch::channel(false);
         tokio::task::spawn_local(wait_for_signal(shutdown_sender));
         let (library, assets) = look(&data).await?;
@@ -108,7 +115,7 @@ impl Agent {
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
             client: Client::new(&work.server, &work.token_file)?,
-            settings: Arc::new(Settings { data, threads, shutdown }),
+            settings: Arc::new(Settings { data, threads, cache, shutdown }),
             worker,
             attempts: state.join("attempts"),
             tasks: JoinSet::new(),

@@ -116,6 +116,7 @@ impl Shipper {
 fn blob(event: &Event) -> Option<&BlobRef> {
     match event {
         Event::ResumeState { blob, .. } | Event::Checkpoint { blob, .. } => Some(blob),
+        Event::Features(file) => Some(&file.blob),
         _ => None,
     }
 }

@@ -324,7 +324,7 @@ async fn prepare(
         }
     }
     let start = || {
-        held.assign(folder, &settings.data, settings.threads)?;
+        held.assign(folder, &settings.data, settings.threads, &settings.cache)?;
         Watched::start(folder)
     };
     Ok(start().context("beginning the attempt"))

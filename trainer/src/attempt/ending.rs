@@ -27,7 +27,7 @@ pub const EXIT_PANIC: i32 = 101;
 /// The end of an attempt in its process's words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ending {
-    /// Succeeded or failed.
+    /// Succeeded, handed over or failed.
     pub outcome: Outcome,
     /// Why, in a sentence; empty on success.
     pub reason: String,
@@ -37,6 +37,11 @@ impl Ending {
     /// Everything was done.
     pub fn succeeded() -> Ending {
         Ending { outcome: Outcome::Succeeded, reason: String::new() }
+    }
+
+    /// Training is over, and the parts of the evaluation go on.
+    pub fn handed_over() -> Ending {
+        Ending { outcome: Outcome::HandedOver, reason: String::new() }
     }
 
     /// Another attempt would fail in the same way.

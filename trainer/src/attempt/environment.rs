@@ -33,6 +33,11 @@ pub fn stamp(environment: &Environment, batch_size: u32) -> NumericsStamp {
     }
 }
 
+/// What a stamp does not tell: the program, and the processor, whose instructions decide which kernels compute.
+pub fn made_by(environment: &Environment) -> String {
+    format!("causeway-trainer {} ({}) on {}", environment.version, environment.commit, environment.cpu)
+}
+
 /// Name of this machine.
 pub fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

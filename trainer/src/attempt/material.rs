@@ -7,7 +7,7 @@ use crate::data::asset::{Asset, AssetKind, Library};
 use crate::data::augment::{Augment, Frame, RATIO};
 use crate::data::captions::Captions;
 use crate::data::leaks::{self, Likeness, Scanned};
-use crate::data::loader::{AHEAD, Feed, KEEP_BYTES, Loader};
+use crate::data::loader::{AHEAD, Batches, Feed, KEEP_BYTES, Loader};
 use crate::evaluate::sweep::Measured;
 use crate::methods::token_replay::{MEMORY, memory};
 use crate::methods::{Given, Widths, cross_modal};
@@ -214,8 +214,7 @@ fn opener(
     Box::new(move |order, steps| {
         let feed = Feed {
             images: images.clone(),
-            order,
-            positions: 0..order.batch,
+            batches: Batches::Shuffled { order, positions: 0..order.batch },
             size,
             augment,
             threads: threads.min(2),

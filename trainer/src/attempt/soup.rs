@@ -4,8 +4,8 @@
 use super::Attempt;
 use super::narrate::say;
 use crate::data::asset::AssetKind;
-use crate::data::dataset::{Dataset, Source};
-use crate::data::pixels;
+use crate::data::dataset::Dataset;
+use crate::evaluate::input::Input;
 use crate::evaluate::sweep;
 use crate::train::CHECKPOINT;
 use crate::weights::checkpoint::Checkpoint;
@@ -14,7 +14,7 @@ use crate::weights::{Backbone, soup};
 use anyhow::{Context, Result};
 use causeway_protocol::{Alpha, Evaluation, Event, Soup, Spec, WeightSource};
 use std::path::PathBuf;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Neighbours that decide what is best, where the bank has as many.
 const NEIGHBOURS: usize = 20;
@@ -57,7 +57,8 @@ impl Attempt<'_> {
             Dataset::list(asset)
         };
         let dataset = read().with_context(|| format!("reading the dataset `{name}` of the soup"))?;
-        let judge = Judge { evaluation, dataset: &dataset, backbone, device: self.device };
+        let threads = self.environment.threads as usize;
+        let judge = Judge { evaluation, dataset: &dataset, backbone, device: self.device, threads };
         let mut correct = |which: &[usize]| judge.correct(soup::mean(backbone, checkpoints, which)?);
         let alone: Vec<u32> = (0..checkpoints.len()).map(|at| correct(&[at])).collect::<Result<_>>()?;
         let (stay, decisions) = soup::greedy(&alone, &mut correct)?;
@@ -83,6 +84,7 @@ struct Judge<'a> {
     dataset: &'a Dataset,
     backbone: &'a Backbone,
     device: Device,
+    threads: usize,
 }
 
 impl Judge<'_> {
@@ -95,15 +97,24 @@ impl Judge<'_> {
 
     /// Right answers of a soup.
     fn correct(&self, soup: Checkpoint) -> Result<u32> {
-        let Evaluation { positions, preprocess, image_size, batch_size, temperature, .. } = self.evaluation;
-        let line = Line::to(self.backbone, soup)?.with_positions(*positions).to_device(self.device);
+        let Evaluation { positions, dtype, temperature, batch_size, .. } = self.evaluation;
+        let line = Line::to(self.backbone, soup)?.with_positions(*positions);
+        let line = line.with_dtype(*dtype).to_device(self.device);
         let encoder = line.encoder(Alpha::ONE);
-        let images: Vec<&Source> = self.dataset.images().map(|image| &image.source).collect();
-        let features = images.chunks(*batch_size as usize).map(|batch| {
-            let pixels = pixels::batch(batch.iter().copied(), *preprocess, *image_size as usize)?;
-            anyhow::Ok(encoder.features(&line.config().normalise(&pixels.to_device(self.device))))
-        });
-        let features = Tensor::cat(&features.collect::<Result<Vec<_>>>()?, 0).to_device(Device::Cpu);
+        let input = Input {
+            config: line.config(),
+            evaluation: self.evaluation,
+            kind: line.kind(),
+            device: self.device,
+            threads: self.threads,
+        };
+        let batches = self.dataset.images().count().div_ceil(*batch_size as usize);
+        let mut features = Vec::with_capacity(batches);
+        input.each(self.dataset, 0..batches, &mut |_, pixels| {
+            features.push(encoder.features(pixels).to_kind(Kind::Float).to_device(Device::Cpu));
+            Ok(())
+        })?;
+        let features = Tensor::cat(&features, 0); // [images, dim]
         let scores = sweep::score(self.dataset, &features, &[self.neighbours()], *temperature)?;
         Ok(scores.first().map_or(0, |score| score.hits.count()))
     }

@@ -1,6 +1,6 @@
-//! The batches of training, made ahead of need: threads decode and augment while the encoder computes. Every batch is a
-//! function of (images, order, seed, step), so it is the same for any number of threads and after any resume; the
-//! threads only decide how long training waits for it, and that is measured.
+//! The batches of training and of evaluation, made ahead of need: threads decode, resize and augment while the encoder
+//! computes. Every batch is a function of (images, order, seed, step), so it is the same for any number of threads and
+//! after any resume; the threads only decide how long the encoder waits for it, and that is measured.
 
 use super::augment::{Augment, Frame};
 use super::dataset::Source;
@@ -25,15 +25,13 @@ pub const AHEAD: u64 = 3;
 /// What batches are made of, and how.
 #[derive(Clone, Debug)]
 pub struct Feed {
-    /// The training images.
+    /// The images.
     pub images: Vec<Source>,
-    /// Which images a step sees.
-    pub order: Order,
-    /// The places of a step's batch that are made here: all, or one rank's share.
-    pub positions: Range<usize>,
+    /// Which of them a step sees.
+    pub batches: Batches,
     /// Side of the encoder's input.
     pub size: usize,
-    /// What is done to an image, with the order's seed.
+    /// What is done to an image, with the batches' seed.
     pub augment: Augment,
     /// Threads that decode; two keep up with a ViT-B on a few cores.
     pub threads: usize,
@@ -41,6 +39,67 @@ pub struct Feed {
     pub ahead: u64,
     /// Most bytes of images that are kept.
     pub keep_bytes: usize,
+}
+
+/// Which images a step's batch holds.
+#[derive(Clone, Debug)]
+pub enum Batches {
+    /// Training's.
+    Shuffled {
+        /// Which images a step sees.
+        order: Order,
+        /// The places of a step's batch that are made here: all, or one rank's share.
+        positions: Range<usize>,
+    },
+    /// An evaluation's: the images in their own order, so many at a time; the last batch holds what is left.
+    InTurn {
+        /// Images in a batch.
+        size: usize,
+    },
+}
+
+impl Batches {
+    /// The indices of a step's images, of so many in all.
+    fn indices(&self, step: u64, images: usize) -> Vec<usize> {
+        match self {
+            Batches::Shuffled { order, positions } => order.batch(step)[positions.clone()].to_vec(),
+            Batches::InTurn { size } => {
+                let begin = (step as usize).saturating_mul(*size).min(images);
+                (begin..(begin + size).min(images)).collect()
+            }
+        }
+    }
+
+    /// Decides the augmentation, together with the place in the batch.
+    fn seed(&self) -> u64 {
+        match self {
+            Batches::Shuffled { order, .. } => order.seed,
+            Batches::InTurn { .. } => 0,
+        }
+    }
+
+    /// The place in the whole batch of the first image that is made here.
+    fn first(&self) -> usize {
+        match self {
+            Batches::Shuffled { positions, .. } => positions.start,
+            Batches::InTurn { .. } => 0,
+        }
+    }
+
+    fn check(&self, images: usize, end: u64) -> Result<()> {
+        match self {
+            Batches::Shuffled { order, positions } => {
+                ensure!(order.pairs == images, "the order is not that of the images");
+                ensure!(!positions.is_empty(), "no place of the batch is made here");
+                ensure!(positions.end <= order.batch, "the positions are beyond the batch");
+            }
+            Batches::InTurn { size } => ensure!(
+                *size > 0 && end <= images.div_ceil(*size) as u64,
+                "{images} images are no {end} batches of {size}"
+            ),
+        }
+        Ok(())
+    }
 }
 
 /// Makes the batches of some steps in order. Dropping it stops its threads.
@@ -62,7 +121,7 @@ struct Shared {
 }
 
 struct State {
-    /// The next image to be made: its step, and its place among `positions`.
+    /// The next image to be made: its step, and its place among those made here.
     step: u64,
     place: usize,
     end: u64,
@@ -74,27 +133,26 @@ struct State {
 }
 
 struct Batch {
-    /// For each position the image's index.
+    /// For each place the image's index.
     indices: Arc<Vec<usize>>,
-    /// `[positions, 3, size, size]`
+    /// `[places, 3, size, size]`
     pixels: Vec<u8>,
     left: usize,
-    /// The failure at the lowest position: the same for any number of threads.
+    /// The failure at the lowest place: the same for any number of threads.
     failed: Option<(usize, Error)>,
 }
 
 impl Loader {
     /// Starts making the batches of the steps, from the first one.
     pub fn start(feed: Feed, steps: Range<u64>) -> Result<Loader> {
-        ensure!(feed.order.pairs == feed.images.len(), "the order is not that of the images");
-        ensure!(feed.positions.end <= feed.order.batch, "the positions are beyond the batch");
+        feed.batches.check(feed.images.len(), steps.end)?;
         let state = State {
             step: steps.start,
             place: 0,
             end: steps.end,
             batches: BTreeMap::new(),
             wanted: steps.start,
-            stop: feed.positions.is_empty(),
+            stop: false,
         };
         let threads = feed.threads.max(1);
         let kept = Kept::new(&feed);
@@ -115,7 +173,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The next batch, u8 [positions, 3, size, size], and how long training had to wait for it.
+    /// The next batch, u8 [places, 3, size, size], and how long the encoder had to wait for it.
     ///
     /// # Errors
     /// An image of the batch cannot be read; there are no more steps.
@@ -138,8 +196,9 @@ impl Loader {
         state.wanted = self.next;
         drop(state);
         self.shared.room.notify_all();
-        if let Some((position, error)) = batch.failed {
-            return Err(error.context(format!("the image at place {position} of the batch of step {step}")));
+        if let Some((place, error)) = batch.failed {
+            let place = self.shared.feed.batches.first() + place;
+            return Err(error.context(format!("the image at place {place} of the batch of step {step}")));
         }
         let side = self.shared.feed.size as i64;
         let shape = [batch.indices.len() as i64, 3, side, side];
@@ -183,17 +242,16 @@ impl Shared {
             }
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let Feed { order, positions, size, .. } = &self.feed;
+        let Feed { batches, images, size, .. } = &self.feed;
         let (step, place) = (state.step, state.place);
-        let batch = state.batches.entry(step).or_insert_with(|| Batch {
-            indices: Arc::new(order.batch(step)[positions.clone()].to_vec()),
-            pixels: vec![0; positions.len() * 3 * size * size],
-            left: positions.len(),
-            failed: None,
+        let batch = state.batches.entry(step).or_insert_with(|| {
+            let indices = batches.indices(step, images.len());
+            let (pixels, left) = (vec![0; indices.len() * 3 * size * size], indices.len());
+            Batch { indices: Arc::new(indices), pixels, left, failed: None }
         });
-        let index = batch.indices[place];
+        let (index, places) = (batch.indices[place], batch.indices.len());
         state.place += 1;
-        if state.place == positions.len() {
+        if state.place == places {
             (state.step, state.place) = (step + 1, 0);
         }
         Some((step, place, index))
@@ -201,7 +259,7 @@ impl Shared {
 
     /// One image, `[3, size, size]`.
     fn make(&self, step: u64, place: usize, index: usize) -> Result<Vec<u8>> {
-        let Feed { order, positions, size, augment, .. } = &self.feed;
+        let Feed { batches, size, augment, .. } = &self.feed;
         let decode = || self.feed.images[index].decode();
         // What is the same in every step is done once and kept; the square that results needs no further framing.
         let (image, rest) = match augment.frame {
@@ -211,7 +269,7 @@ impl Shared {
             }
             Frame::RandomCrop { .. } => (self.kept.get(index, decode)?, *augment),
         };
-        Ok(planes(&rest.apply(&image, *size, order.seed, step, positions.start + place)))
+        Ok(planes(&rest.apply(&image, *size, batches.seed(), step, batches.first() + place)))
     }
 
     fn put(&self, step: u64, place: usize, made: Result<Vec<u8>>) {
@@ -220,9 +278,8 @@ impl Shared {
         match made {
             Ok(planes) => batch.pixels[place * planes.len()..][..planes.len()].copy_from_slice(&planes),
             Err(error) => {
-                let position = self.feed.positions.start + place;
-                if batch.failed.as_ref().is_none_or(|(first, _)| position < *first) {
-                    batch.failed = Some((position, error));
+                if batch.failed.as_ref().is_none_or(|(first, _)| place < *first) {
+                    batch.failed = Some((place, error));
                 }
             }
         }

@@ -1,27 +1,30 @@
-//! The α sweep: k-NN accuracy of every θ_α on every dataset. Images are decoded and resized once, and α is the inner
-//! loop over weights that all stay in memory; the blocks before the first that differs are computed once for all α.
-//! Which points are known already decides which θ_α are asked, never how images are put into batches, so a point has
-//! the same bits whether it is computed alone or in a sweep.
+//! The α sweep: the accuracy of every θ_α on every dataset. It asks for the features of the points that are not known
+//! yet, scores them, and where `refine` says so, goes on around the best α. What is known already decides which θ_α are
+//! asked, never how images are put into batches, so a point has the same bits whether it is computed alone or in a sweep.
 
+use super::features::{Extraction, Piece, Step, checkpoint_at};
 use super::knn::{self, Question};
-use crate::data::asset::{AssetKind, Library};
-use crate::data::dataset::{Dataset, Labelled, Source};
+use super::pace::Pace;
+use super::parts::{Brought, Maker, gather, ranges, share};
+use super::refine::Refinement;
+use super::store::{Features, Store};
+use super::work::Work;
+use crate::data::asset::{AssetKind, Library, file_sha256};
+use crate::data::dataset::{Dataset, Labelled};
 use crate::data::fingerprint::Fingerprint;
-use crate::data::pixels;
-use crate::weights::interpolate::{Encoder, Line};
+use crate::weights::interpolate::Line;
 use anyhow::{Context, Result};
 use causeway_protocol::{
-    Alpha, Evaluation, Event, Feature, KnownPoint, NumericsStamp, Phase, PointRecord, Protocol, RunProgress,
+    Alpha, BlobRef, Evaluation, Event, FeatureFile, KnownPoint, NumericsStamp, Part, PointRecord, Protocol,
 };
-use std::collections::HashSet;
-use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+use tch::Tensor;
 
 /// Most bytes of interpolated weights in memory at once. A sweep with more than that reads the images again for each
 /// group of α: 11 α of a ViT-B fit.
 const RESIDENT_BYTES: usize = 4 << 30;
-/// Time between two reports of progress: they are for the eye, and every line is shipped and stored.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// A dataset and the digest over its pixels, labels and split.
 pub struct Measured {
@@ -56,12 +59,18 @@ pub struct Sweep<'a> {
     pub datasets: &'a [Measured],
     /// Digest of θ0.
     pub backbone: &'a str,
-    /// From θ0 to θ1.
+    /// From θ0 to θ1, in the evaluation's arithmetic.
     pub line: &'a Line,
     /// Points that need no computing.
     pub known: &'a [KnownPoint],
     /// What computes.
     pub stamp: NumericsStamp,
+    /// The program and the processor, which features are kept under too.
+    pub made_by: String,
+    /// Where features are kept.
+    pub store: &'a Store,
+    /// What the parts of this evaluation have computed, where it has parts.
+    pub brought: Brought,
     /// Where events go.
     pub emit: &'a mut dyn FnMut(Event) -> Result<()>,
 }
@@ -69,98 +78,218 @@ pub struct Sweep<'a> {
 /// The points of one dataset that are to be computed: for each α the places of its protocols, both ascending.
 type Missing = Vec<(Alpha, Vec<usize>)>;
 
+/// What a sweep knows on its way.
+struct State {
+    protocols: Vec<Protocol>,
+    /// By (dataset, protocol, α), and how many of the queries that α is chosen on are right, where that is told.
+    known: HashMap<(String, String, Alpha), Option<u32>>,
+    refinement: Refinement,
+    pace: Pace,
+    work: Work,
+}
+
 impl Sweep<'_> {
-    /// Computes what is missing, a dataset after the other; of a dataset by α, then by k.
+    /// Computes what is missing, a dataset after the other; of a dataset by α, then by protocol. Then what a refinement
+    /// asks for, round by round.
     pub fn run(mut self) -> Result<()> {
-        let protocols = self.evaluation.protocols();
-        let known: HashSet<KnownPoint> = self.known.iter().cloned().collect();
-        let missing: Vec<Missing> =
-            self.datasets.iter().map(|measured| self.missing(measured, &protocols, &known)).collect();
-        let forwards = |(measured, missing): (&Measured, &Missing)| {
-            (measured.dataset.images().count() * missing.len()) as u64
+        let mut state = self.begin();
+        let maker = (self.stamp.clone(), self.made_by.clone());
+        let mut extraction = self.extraction(&maker);
+        let (datasets, rounds) = (self.datasets, self.evaluation.refine as usize);
+        let round = 2;
+        state.expect(datasets, self.evaluation.alphas.len(), self.resident());
+        (0..rounds).for_each(|_| state.expect(datasets, round, self.resident()));
+        self.at(&self.evaluation.alphas, true, &mut state, &mut extraction)?;
+        for _ in 0..rounds {
+            let alphas = state.refinement.next();
+            state.forget(datasets, round, alphas.len(), self.resident());
+            self.at(&alphas, false, &mut state, &mut extraction)?;
+        }
+        Ok(())
+    }
+
+    /// Computes the features of one part's images and leaves them in files in `folder`, one for each stretch of a dataset
+    /// at an α. Whoever counts the votes needs them.
+    pub fn run_part(mut self, part: Part, folder: &Path) -> Result<()> {
+        let mut state = self.begin();
+        let maker = (self.stamp.clone(), self.made_by.clone());
+        let mut extraction = self.extraction(&maker);
+        let datasets = self.datasets;
+        let images: Vec<usize> = datasets.iter().map(|measured| measured.dataset.images().count()).collect();
+        let shares = share(&images, self.evaluation.batch_size as usize, part);
+        let missing: Vec<Vec<Alpha>> = (0..datasets.len())
+            .map(|at| {
+                let missing = self.missing(at, &self.evaluation.alphas, &mut state);
+                missing.into_iter().map(|(alpha, _)| alpha).collect()
+            })
+            .collect();
+        for (range, alphas) in shares.iter().zip(&missing) {
+            let operations = self.operations(&state, range.len(), alphas.len());
+            state.pace.expect(operations, (range.len() * alphas.len()) as f64);
+        }
+        for ((measured, range), alphas) in datasets.iter().zip(&shares).zip(&missing) {
+            if range.is_empty() {
+                continue;
+            }
+            let Measured { dataset, digest, .. } = measured;
+            let piece = Piece { dataset, digest, images: range.clone() };
+            for group in alphas.chunks(self.resident()) {
+                extraction.features(&piece, group, &mut |step| self.tell(&mut state.pace, dataset, step))?;
+                for alpha in group {
+                    let key = extraction.key(&piece, *alpha);
+                    let blob = leave(&self.store.file(&key)?, folder)?;
+                    let key = serde_json::to_value(&key).context("writing a key as JSON")?;
+                    (self.emit)(Event::Features(Box::new(FeatureFile { key, blob })))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn extraction<'b>(&self, (stamp, made_by): &'b Maker) -> Extraction<'b>
+    where
+        Self: 'b,
+    {
+        Extraction {
+            line: self.line,
+            backbone: self.backbone,
+            evaluation: self.evaluation,
+            stamp,
+            made_by,
+            store: self.store,
+            resident: BTreeMap::new(),
+        }
+    }
+
+    /// Passes a step of the work on to the eye.
+    fn tell(&mut self, pace: &mut Pace, dataset: &Dataset, step: Step) -> Result<()> {
+        let progress = match step {
+            Step::Found(operations) => {
+                pace.found(operations);
+                None
+            }
+            Step::Computed(operations, batch, batches) => {
+                let doing = || format!("{}, batch {batch} of {batches}", dataset.title);
+                pace.computed(operations, doing)
+            }
         };
-        let mut pace = Pace::new(self.datasets.iter().zip(&missing).map(forwards).sum());
-        for (measured, missing) in self.datasets.iter().zip(&missing) {
-            (self.emit)(measured.event())?;
+        progress.map_or(Ok(()), |progress| (self.emit)(Event::Progress(progress)))
+    }
+
+    fn begin(&self) -> State {
+        let of_this_line = |point: &&KnownPoint| {
+            point.backbone == self.backbone && point.checkpoint == checkpoint_at(self.line, point.alpha)
+        };
+        let known = self
+            .known
+            .iter()
+            .filter(of_this_line)
+            .map(|point| ((point.dataset.clone(), point.protocol.clone(), point.alpha), point.selected));
+        let queries = |measured: &'_ Measured| measured.dataset.queries().len();
+        let datasets = self.datasets.iter().map(|measured| (measured.digest.as_str(), queries(measured)));
+        State {
+            protocols: self.evaluation.protocols(),
+            known: known.collect(),
+            refinement: Refinement::new(self.evaluation, datasets),
+            pace: Pace::new(),
+            work: Work::of(self.line, self.evaluation.image_size),
+        }
+    }
+
+    /// Measures every dataset at these α.
+    fn at(
+        &mut self,
+        alphas: &[Alpha],
+        first: bool,
+        state: &mut State,
+        extraction: &mut Extraction,
+    ) -> Result<()> {
+        let datasets = self.datasets;
+        let missing: Vec<Missing> = (0..datasets.len()).map(|at| self.missing(at, alphas, state)).collect();
+        for (measured, missing) in datasets.iter().zip(&missing) {
+            let images = measured.dataset.images().count();
+            let [all, left] =
+                [alphas.len(), missing.len()].map(|count| self.operations(state, images, count));
+            state.pace.found(all - left);
+        }
+        for (at, (measured, missing)) in datasets.iter().zip(&missing).enumerate() {
+            if first {
+                (self.emit)(measured.event())?;
+            }
             for group in missing.chunks(self.resident()) {
-                self.measure(measured, &protocols, group, &mut pace)
+                self.measure(at, group, state, extraction)
                     .with_context(|| format!("evaluating on {}", measured.dataset.title))?;
             }
         }
         Ok(())
     }
 
-    fn missing(&self, measured: &Measured, protocols: &[Protocol], known: &HashSet<KnownPoint>) -> Missing {
-        let of_alpha = |alpha: &Alpha| {
-            let unknown = |protocol: &Protocol| {
-                let point = KnownPoint {
-                    backbone: self.backbone.to_owned(),
-                    checkpoint: self.checkpoint(*alpha),
-                    dataset: measured.digest.clone(),
-                    protocol: protocol.id.clone(),
-                    alpha: *alpha,
-                };
-                !known.contains(&point)
-            };
-            let places: Vec<usize> = (0..protocols.len()).filter(|at| unknown(&protocols[*at])).collect();
-            (!places.is_empty()).then_some((*alpha, places))
-        };
-        self.evaluation.alphas.iter().filter_map(of_alpha).collect()
+    fn operations(&self, state: &State, images: usize, alphas: usize) -> f64 {
+        state.work.operations(images, alphas, self.resident())
     }
 
-    /// The checkpoint that a point belongs to: α = 0 is the bare backbone and belongs to none.
-    fn checkpoint(&self, alpha: Alpha) -> Option<String> {
-        (alpha != Alpha::ZERO).then(|| self.line.digest().to_owned())
+    /// What is to be computed of a dataset. What is known and has a say in a refinement is told to it.
+    fn missing(&self, at: usize, alphas: &[Alpha], state: &mut State) -> Missing {
+        let digest = &self.datasets[at].digest;
+        let asks = self.evaluation.refine > 0 && state.refinement.asks(at);
+        let mut missing = Vec::new();
+        for alpha in alphas {
+            let mut places = Vec::new();
+            for (place, protocol) in state.protocols.iter().enumerate() {
+                let has_a_say = asks && place == self.evaluation.choosing();
+                match state.known.get(&(digest.clone(), protocol.id.clone(), *alpha)) {
+                    Some(Some(right)) if has_a_say => state.refinement.counted(at, *alpha, *right),
+                    Some(_) if !has_a_say => {}
+                    _ => places.push(place),
+                }
+            }
+            if !places.is_empty() {
+                missing.push((*alpha, places));
+            }
+        }
+        missing
     }
 
     /// How many θ_α may be in memory at once.
     fn resident(&self) -> usize {
-        let end = self.line.encoder(Alpha::ONE).tensors;
-        let moved = self.line.moved().iter().filter_map(|name| end.get(name));
-        let bytes: usize = moved.map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum();
-        (RESIDENT_BYTES / bytes.max(1)).max(1)
+        (RESIDENT_BYTES / self.line.bytes_moved().max(1)).max(1)
     }
 
     fn measure(
         &mut self,
-        measured: &Measured,
-        protocols: &[Protocol],
+        at: usize,
         missing: &[(Alpha, Vec<usize>)],
-        pace: &mut Pace,
+        state: &mut State,
+        extraction: &mut Extraction,
     ) -> Result<()> {
-        let encoders: Vec<Encoder> = missing.iter().map(|(alpha, _)| self.line.encoder(*alpha)).collect();
-        let features = self.features(&measured.dataset, &encoders, pace)?;
-        for ((alpha, places), features) in missing.iter().zip(features) {
-            for record in self.points(measured, protocols, places, *alpha, &features)? {
+        let Measured { dataset, digest, .. } = &self.datasets[at];
+        let piece = Piece { dataset, digest, images: 0..dataset.images().count() };
+        let alphas: Vec<Alpha> = missing.iter().map(|(alpha, _)| *alpha).collect();
+        let (brought, evaluation, datasets) = (self.brought.clone(), self.evaluation, self.datasets);
+        let mut tell = |step| self.tell(&mut state.pace, dataset, step);
+        let features: Vec<(Features, NumericsStamp)> = match evaluation.parts {
+            1 => {
+                let own = extraction.features(&piece, &alphas, &mut tell)?;
+                own.into_iter().map(|features| (features, extraction.stamp.clone())).collect()
+            }
+            parts => {
+                let ranges = ranges(datasets, at, evaluation.batch_size as usize, parts);
+                gather(extraction, &piece, &ranges, (&alphas, &brought), &mut tell)?
+            }
+        };
+        let choosing = self.evaluation.choosing();
+        for ((alpha, places), (features, stamp)) in missing.iter().zip(features) {
+            let mut records =
+                self.points(&self.datasets[at], &state.protocols, places, *alpha, &features.tensor()?)?;
+            records.iter_mut().for_each(|record| record.stamp = stamp.clone());
+            for (place, record) in places.iter().zip(records) {
+                if *place == choosing {
+                    state.refinement.measured(at, *alpha, &record.hits);
+                }
                 (self.emit)(Event::Point(Box::new(record)))?;
             }
         }
         Ok(())
-    }
-
-    /// The features of all images, the bank's first, for each encoder. `[images, dim]`, f32
-    fn features(&mut self, dataset: &Dataset, encoders: &[Encoder], pace: &mut Pace) -> Result<Vec<Tensor>> {
-        let Feature::Cls = self.evaluation.feature;
-        let (how, size) = (self.evaluation.preprocess, self.evaluation.image_size as usize);
-        let images: Vec<&Source> = dataset.images().map(|image| &image.source).collect();
-        let batches: Vec<&[&Source]> = images.chunks(self.evaluation.batch_size as usize).collect();
-        let device = encoders.first().map_or(Device::Cpu, |encoder| encoder.tensors["cls_token"].device());
-        let mut features: Vec<Vec<Tensor>> =
-            encoders.iter().map(|_| Vec::with_capacity(batches.len())).collect();
-        for (at, batch) in batches.iter().enumerate() {
-            let pixels = pixels::batch(batch.iter().copied(), how, size)?.to_device(device);
-            let pixels = self.line.config().normalise(&pixels); // [batch, 3, size, size]
-            let stem = self.line.stem(&pixels);
-            for (encoder, features) in encoders.iter().zip(&mut features) {
-                features.push(encoder.features_with(stem.as_ref(), &pixels));
-                let doing = || format!("{}, batch {} of {}", dataset.title, at + 1, batches.len());
-                if let Some(progress) = pace.after(batch.len() as u64, doing) {
-                    (self.emit)(Event::Progress(progress))?;
-                }
-            }
-        }
-        // The votes are cheap, and the same on every machine.
-        Ok(features.iter().map(|batches| Tensor::cat(batches, 0).to_device(Device::Cpu)).collect())
     }
 
     fn points(
@@ -176,7 +305,7 @@ impl Sweep<'_> {
             .with_context(|| format!("at α = {alpha}"))?;
         let record = |(place, score): (&usize, knn::Score)| PointRecord {
             backbone: self.backbone.to_owned(),
-            checkpoint: self.checkpoint(alpha),
+            checkpoint: checkpoint_at(self.line, alpha),
             dataset: measured.digest.clone(),
             protocol: protocols[*place].clone(),
             alpha,
@@ -189,6 +318,36 @@ impl Sweep<'_> {
         };
         Ok(places.iter().zip(scores).map(record).collect())
     }
+}
+
+impl State {
+    /// So many more α of every dataset will be measured.
+    fn expect(&mut self, datasets: &[Measured], alphas: usize, resident: usize) {
+        for images in datasets.iter().map(|measured| measured.dataset.images().count()) {
+            self.pace.expect(self.work.operations(images, alphas, resident), (images * alphas) as f64);
+        }
+    }
+
+    /// Of the α that a round was expected to have, only so many come.
+    fn forget(&mut self, datasets: &[Measured], expected: usize, come: usize, resident: usize) {
+        for images in datasets.iter().map(|measured| measured.dataset.images().count()) {
+            let [more, less] = [expected, come].map(|count| self.work.operations(images, count, resident));
+            self.pace.expect(less - more, -((images * (expected - come)) as f64));
+        }
+    }
+}
+
+/// Gives a file a second name in `folder`, from where the agent takes it: the store may make room.
+fn leave(file: &Path, folder: &Path) -> Result<BlobRef> {
+    let name = file.file_name().context("a file without a name")?.to_string_lossy().into_owned();
+    let mine = folder.join(&name);
+    let context = || format!("putting {} into {}", file.display(), folder.display());
+    if mine.exists() {
+        fs::remove_file(&mine).with_context(context)?;
+    }
+    fs::hard_link(file, &mine).or_else(|_| fs::copy(file, &mine).map(drop)).with_context(context)?;
+    let bytes = fs::metadata(&mine).with_context(context)?.len();
+    Ok(BlobRef { sha256: file_sha256(&mine)?, bytes, file: name })
 }
 
 /// k-NN of a dataset for each k.
@@ -227,34 +386,6 @@ impl Measured {
             classes: dataset.classes.clone(),
             queries_per_class: dataset.queries_per_class(),
         }
-    }
-}
-
-/// Says how far the sweep is, now and then, and at its end.
-struct Pace {
-    done: u64,
-    total: u64,
-    lately: u64,
-    since: Instant,
-}
-
-impl Pace {
-    fn new(total: u64) -> Pace {
-        Pace { done: 0, total, lately: 0, since: Instant::now() }
-    }
-
-    /// After some forward passes.
-    fn after(&mut self, images: u64, doing: impl Fn() -> String) -> Option<RunProgress> {
-        self.done += images;
-        self.lately += images;
-        let elapsed = self.since.elapsed();
-        if elapsed < PROGRESS_EVERY && self.done < self.total {
-            return None;
-        }
-        let images_per_second = self.lately as f64 / elapsed.as_secs_f64().max(1e-9);
-        (self.lately, self.since) = (0, Instant::now());
-        let (done, total) = (self.done, self.total);
-        Some(RunProgress { phase: Phase::Evaluate, done, total, images_per_second, doing: doing() })
     }
 }
 

@@ -2,32 +2,34 @@
 
 use super::checkpoint::{self, Checkpoint};
 use super::source::{self, Hints};
-use super::{Backbone, Tensors, bitwise_equal};
+use super::{Backbone, Tensors, bitwise_equal, kind};
 use crate::methods::{self, Added};
 use crate::models::vit::{Stem, Vit, VitConfig};
 use anyhow::{Context, Result, ensure};
-use causeway_protocol::{Alpha, Method, Positions};
+use causeway_protocol::{Alpha, Dtype, Method, Positions};
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The line between a backbone and a fine-tuned encoder.
 #[derive(Debug)]
 pub struct Line {
     /// The encoder with the method's modules in it.
     vit: Vit,
-    /// The backbone's tensors and the exact identity of the added ones.
+    /// The backbone's tensors and the exact identity of the added ones. Those that move are f32 whatever the arithmetic.
     theta0: Tensors,
     /// The fine-tuned tensors; those that did not move are θ0's own.
     theta1: Tensors,
-    /// The tensors of the bare backbone.
+    /// The tensors of the bare backbone, in the arithmetic of the forward pass.
     bare: Tensors,
+    /// That arithmetic.
+    kind: Kind,
     /// Names of the tensors that differ between the ends, sorted.
     moved: Vec<String>,
     /// sha256 of the file θ1 came from.
     digest: String,
 }
 
-/// An encoder and the weights it runs with.
+/// An encoder and the weights it runs with. It computes in their arithmetic.
 #[derive(Debug)]
 pub struct Encoder {
     /// The function.
@@ -40,7 +42,7 @@ impl Encoder {
     /// The features of a batch, without a graph.
     ///
     /// # Shapes
-    /// `pixels` [batch, 3, height, width], normalised → [batch, dim]
+    /// `pixels` [batch, 3, height, width], normalised, in the encoder's arithmetic → [batch, dim]
     pub fn features(&self, pixels: &Tensor) -> Tensor {
         tch::no_grad(|| self.vit.features(&self.tensors, pixels))
     }
@@ -137,7 +139,8 @@ impl Line {
             }
         }
         let vit = Vit::new(&backbone.config, &method);
-        Ok(Line { vit, theta0, theta1: ends, bare: backbone.tensors.share(), moved, digest })
+        let bare = backbone.tensors.share();
+        Ok(Line { vit, theta0, theta1: ends, bare, kind: Kind::Float, moved, digest })
     }
 
     /// The checkpoint's digest: the sha256 of the file θ1 came from.
@@ -147,9 +150,28 @@ impl Line {
 
     /// The same line with its tensors on a device.
     pub fn to_device(self, device: Device) -> Line {
-        let Line { theta0, theta1, bare, .. } = &self;
-        let [theta0, theta1, bare] = [theta0, theta1, bare].map(|tensors| tensors.to_device(device));
-        Line { theta0, theta1, bare, ..self }
+        let kind = self.kind;
+        self.each(kind, |_, tensor| tensor.to_device(device))
+    }
+
+    /// The same line whose encoders compute in another arithmetic: weights are interpolated in f32, and each θ_α is
+    /// rounded once.
+    pub fn with_dtype(self, dtype: Dtype) -> Line {
+        let kind = kind(dtype);
+        self.each(kind, |moves, tensor| if moves { tensor.shallow_clone() } else { tensor.to_kind(kind) })
+    }
+
+    /// Every tensor once through `change`, which is told whether it moves: those equal at both ends stay one tensor.
+    fn each(self, kind: Kind, change: impl Fn(bool, &Tensor) -> Tensor) -> Line {
+        let moves = |name: &str| self.moved.binary_search_by(|moved| moved.as_str().cmp(name)).is_ok();
+        let theta0: Tensors =
+            self.theta0.iter().map(|(name, tensor)| (name.to_owned(), change(moves(name), tensor))).collect();
+        let mut theta1 = theta0.share();
+        for name in &self.moved {
+            theta1.insert(name, change(true, &self.theta1[name]));
+        }
+        let bare = self.bare.names().map(|name| (name.to_owned(), theta0[name].to_kind(kind))).collect();
+        Line { theta0, theta1, bare, kind, ..self }
     }
 
     /// The same line under another rule for the position table.
@@ -172,20 +194,41 @@ impl Line {
         &self.moved
     }
 
-    /// θ_α. The ends are the ends, bit for bit, and a tensor that is equal at both is never recomputed:
-    /// (1 − α)·w + α·w ≠ w for a third of all f32 values.
+    /// The arithmetic of its encoders.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where its tensors are.
+    pub fn device(&self) -> Device {
+        self.bare["cls_token"].device()
+    }
+
+    /// Whether an encoder along it computes all tokens in its last block.
+    pub fn needs_all_tokens(&self) -> bool {
+        self.vit.needs_all_tokens()
+    }
+
+    /// Bytes of what a further θ_α needs in memory: the tensors that move. The others are shared.
+    pub fn bytes_moved(&self) -> usize {
+        let values: usize = self.moved.iter().map(|name| self.theta1[name].numel()).sum();
+        values * self.kind.elt_size_in_bytes()
+    }
+
+    /// θ_α in the arithmetic of the forward pass. The ends are the ends, bit for bit, and a tensor that is equal at both is
+    /// never recomputed: (1 − α)·w + α·w ≠ w for a third of all f32 values.
     pub fn at(&self, alpha: Alpha) -> Tensors {
-        match alpha {
-            Alpha::ZERO => self.theta0.share(),
-            Alpha::ONE => self.theta1.share(),
-            _ => {
-                let mut tensors = self.theta0.share();
-                for name in &self.moved {
-                    tensors.insert(name, mix(&self.theta0[name], &self.theta1[name], alpha));
-                }
-                tensors
-            }
+        let mut tensors = self.theta0.share();
+        for name in &self.moved {
+            let (theta0, theta1) = (&self.theta0[name], &self.theta1[name]);
+            let value = match alpha {
+                Alpha::ZERO => theta0.shallow_clone(),
+                Alpha::ONE => theta1.shallow_clone(),
+                _ => mix(theta0, theta1, alpha),
+            };
+            tensors.insert(name, value.to_kind(self.kind));
         }
+        tensors
     }
 
     /// How many of the first blocks give the same for every α: those before the first whose weights moved or in which the
@@ -204,7 +247,7 @@ impl Line {
     /// What all θ_α have in common of a batch.
     ///
     /// # Shapes
-    /// `pixels` [batch, 3, height, width], normalised
+    /// `pixels` [batch, 3, height, width], normalised, in the line's arithmetic
     pub fn stem(&self, pixels: &Tensor) -> Option<Stem> {
         let blocks = self.shared_blocks()?;
         Some(tch::no_grad(|| self.vit.stem(&self.bare, pixels, blocks)))
@@ -239,160 +282,4 @@ fn mix(a: &Tensor, b: &Tensor, alpha: Alpha) -> Tensor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::methods::{Widths, testing};
-    use crate::models::vit::{Activation, tiny, tiny_clip};
-    use crate::weights::{initial, safetensors};
-    use serde_json::json;
-    use std::collections::BTreeMap;
-
-    fn alpha(value: f64) -> Alpha {
-        Alpha::from_f64(value).unwrap()
-    }
-
-    /// A line on which every second tensor moved, and the fine-tuned end.
-    fn full_line() -> (Backbone, Line) {
-        let backbone = tiny(true);
-        let moved = backbone.tensors.iter().step_by(2);
-        let theta1 = moved
-            .map(|(name, tensor)| (name.to_owned(), tensor + initial::normal(5, name, &tensor.size(), 0.05)));
-        let line = Line::new(
-            &backbone,
-            Method::Full {},
-            Added::default(),
-            (theta1.collect(), Tensors::new()),
-            String::new(),
-        )
-        .unwrap();
-        (backbone, line)
-    }
-
-    #[test]
-    fn the_ends_are_the_ends_bit_for_bit() {
-        let (backbone, line) = full_line();
-        assert_eq!(line.at(Alpha::ZERO).digest().unwrap(), backbone.digest);
-        assert_eq!(line.at(Alpha::ONE).digest().unwrap(), line.theta1.digest().unwrap());
-        assert_ne!(line.theta1.digest().unwrap(), backbone.digest);
-        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
-        let bare = Vit::bare(&backbone.config).features(&backbone.tensors, &pixels);
-        assert!(bitwise_equal(&line.encoder(Alpha::ZERO).features(&pixels), &bare));
-    }
-
-    #[test]
-    fn tensors_equal_at_both_ends_are_never_recomputed() {
-        let (backbone, line) = full_line();
-        assert_eq!(line.moved().len(), backbone.tensors.len().div_ceil(2));
-        let tensors = line.at(alpha(0.1));
-        for (name, tensor) in tensors.iter() {
-            let shared = tensor.data_ptr() == backbone.tensors[name].data_ptr();
-            assert_eq!(shared, !line.moved().iter().any(|moved| moved == name), "{name}");
-        }
-        // What the rule is for: between equal ends, computing changes bits.
-        let equal = initial::normal(1, "equal", &[1000], 1.0);
-        assert!(!bitwise_equal(&mix(&equal, &equal, alpha(0.1)), &equal));
-    }
-
-    #[test]
-    fn between_the_ends_two_products_are_added() {
-        let (a, b) = (initial::normal(1, "a", &[500], 1.0), initial::normal(1, "b", &[500], 1.0));
-        let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
-        for tenth in [0.1, 0.2, 0.3, 0.7, 0.9] {
-            let (stay, go) = ((1.0 - tenth) as f32, tenth as f32);
-            let expected: Vec<f32> =
-                values(&a).iter().zip(values(&b)).map(|(a, b)| stay * a + go * b).collect();
-            assert_eq!(values(&mix(&a, &b, alpha(tenth))), expected, "α = {tenth}");
-        }
-        let mean = mix(&a, &b, alpha(0.5));
-        assert!(mean.allclose(&((&a + &b) / 2.0), 0.0, 1e-7, false));
-        // Row by row, so splitting query, key and value changes nothing.
-        let split: Vec<Tensor> =
-            a.chunk(2, 0).iter().zip(b.chunk(2, 0)).map(|(a, b)| mix(a, &b, alpha(0.3))).collect();
-        assert!(bitwise_equal(&Tensor::cat(&split, 0), &mix(&a, &b, alpha(0.3))));
-    }
-
-    #[test]
-    fn an_adapter_begins_as_the_identity_and_grows_along_the_line() {
-        let backbone = tiny(true);
-        let recipe = testing::recipe(json!({"kind": "adapter", "rank": 4, "init": "houlsby"}));
-        let added = || methods::added(&recipe, &backbone, Widths::default()).unwrap();
-        let ends = (added().start, added().theta0);
-        let line = Line::new(&backbone, recipe.method.clone(), added(), ends, String::new()).unwrap();
-        assert_eq!(line.moved(), ["blocks.0.adapter.up.weight", "blocks.1.adapter.up.weight"]);
-        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
-        let bare = line.encoder(Alpha::ZERO).features(&pixels);
-        // With the method's modules in it, θ0 gives the same bits.
-        let at_zero = Encoder { vit: line.vit.clone(), tensors: line.at(Alpha::ZERO) };
-        assert!(bitwise_equal(&at_zero.features(&pixels), &bare));
-        let distances: Vec<f64> = [0.25, 0.5, 1.0]
-            .map(|value| (line.encoder(alpha(value)).features(&pixels) - &bare).norm().double_value(&[]))
-            .to_vec();
-        assert!(
-            0.0 < distances[0] && distances[0] < distances[1] && distances[1] < distances[2],
-            "{distances:?}"
-        );
-    }
-
-    #[test]
-    fn blocks_before_the_first_that_moved_are_computed_once_and_give_the_same_bits() {
-        let backbone = tiny(true);
-        let pixels = initial::normal(1, "pixels", &[2, 3, 28, 28], 1.0);
-        let line = |moved: &[&str]| {
-            let theta1 = moved.iter().map(|name| ((*name).to_owned(), &backbone.tensors[name] + 0.1));
-            let ends = (theta1.collect(), Tensors::new());
-            Line::new(&backbone, Method::Full {}, Added::default(), ends, String::new()).unwrap()
-        };
-        for (moved, shared) in [
-            (vec!["norm.weight"], Some(2)),
-            (vec!["blocks.1.mlp.fc2.bias", "norm.weight"], Some(1)),
-            (vec!["blocks.0.ls1.gamma", "blocks.1.mlp.fc2.bias"], Some(0)),
-            (vec!["blocks.1.mlp.fc2.bias", "cls_token"], None),
-        ] {
-            let line = line(&moved);
-            assert_eq!(line.shared_blocks(), shared, "{moved:?}");
-            let stem = line.stem(&pixels);
-            for value in [0.0, 0.3, 1.0] {
-                let encoder = line.encoder(alpha(value));
-                let features = encoder.features_with(stem.as_ref(), &pixels);
-                assert!(bitwise_equal(&features, &encoder.features(&pixels)), "{moved:?} {value}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_full_set_of_weights_is_an_end_too() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("theta1.safetensors");
-        let (backbone, line) = full_line();
-        let prefixed: Tensors = line
-            .theta1
-            .iter()
-            .map(|(name, tensor)| (format!("module.{name}"), tensor.shallow_clone()))
-            .collect();
-        let blob = safetensors::write(&path, &prefixed, &BTreeMap::new()).unwrap();
-        let opened = Line::open(&backbone, &path).unwrap();
-        assert_eq!(opened.digest(), blob.sha256);
-        assert_eq!(opened.moved(), line.moved());
-        assert_eq!(opened.at(alpha(0.3)).digest().unwrap(), line.at(alpha(0.3)).digest().unwrap());
-
-        let error = Line::open(&tiny(false), &path).unwrap_err().to_string();
-        assert!(error.contains("layer_scale: true"), "{error}");
-    }
-
-    #[test]
-    fn both_ends_are_under_one_rule_for_positions_and_one_activation() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("theta1.safetensors");
-        let backbone = tiny_clip(Activation::QuickGelu);
-        let theta1 = backbone.tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor * 1.25));
-        safetensors::write(&path, &theta1.collect(), &BTreeMap::new()).unwrap();
-        let line = Line::open(&backbone, &path).unwrap();
-        assert_eq!(line.config().activation, Activation::QuickGelu, "θ0's, for the file does not tell");
-        let pixels = initial::normal(1, "pixels", &[1, 3, 28, 42], 1.0);
-        let usual = [Alpha::ZERO, Alpha::ONE].map(|alpha| line.encoder(alpha).features(&pixels));
-        let line = line.with_positions(Positions::TimmAntialias);
-        for (alpha, usual) in [Alpha::ZERO, Alpha::ONE].into_iter().zip(usual) {
-            assert!(!bitwise_equal(&line.encoder(alpha).features(&pixels), &usual));
-        }
-    }
-}
+mod tests;

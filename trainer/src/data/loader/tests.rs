@@ -13,17 +13,21 @@ fn images(count: usize) -> Vec<Source> {
 }
 
 fn feed(images: Vec<Source>, augment: Augment) -> Feed {
-    let order = Order { seed: 5, pairs: images.len(), batch: 4 };
-    Feed { images, order, positions: 0..4, size: 8, augment, threads: 2, ahead: 2, keep_bytes: 1 << 20 }
+    let batches = Batches::Shuffled { order: order(images.len()), positions: 0..4 };
+    Feed { images, batches, size: 8, augment, threads: 2, ahead: 2, keep_bytes: 1 << 20 }
+}
+
+fn order(pairs: usize) -> Order {
+    Order { seed: 5, pairs, batch: 4 }
 }
 
 /// The batch of a step made image by image.
 fn expected(feed: &Feed, step: u64) -> Tensor {
     let one = |(position, index): (usize, usize)| {
         let image = feed.images[index].decode().unwrap();
-        super::super::pixels::tensor(&feed.augment.apply(&image, feed.size, feed.order.seed, step, position))
+        super::super::pixels::tensor(&feed.augment.apply(&image, feed.size, 5, step, position))
     };
-    let batch = feed.order.batch(step);
+    let batch = order(feed.images.len()).batch(step);
     Tensor::stack(&batch.into_iter().enumerate().map(one).collect::<Vec<_>>(), 0)
 }
 
@@ -46,10 +50,26 @@ fn a_batch_is_the_same_for_any_number_of_threads_and_any_first_step() {
 }
 
 #[test]
+fn an_evaluation_sees_every_image_once_in_order_and_the_last_batch_is_what_is_left() {
+    let all = images(9);
+    for (size, threads, first) in [(4, 1, 0), (4, 3, 1), (9, 2, 0), (20, 2, 0)] {
+        let feed = feed(all.clone(), Augment { frame: Frame::Fixed(Preprocess::Direct), flip: false });
+        let feed = Feed { batches: Batches::InTurn { size }, threads, keep_bytes: 0, ..feed };
+        let mut loader = Loader::start(feed, first..9_usize.div_ceil(size) as u64).unwrap();
+        for (at, batch) in all.chunks(size).enumerate().skip(first as usize) {
+            let expected = super::super::pixels::batch(batch, Preprocess::Direct, 8).unwrap();
+            assert_eq!(loader.next().unwrap().0, expected, "batch {at} of {size}");
+        }
+        assert!(loader.next().is_err());
+    }
+}
+
+#[test]
 fn two_ranks_make_the_halves_of_the_batch() {
     let whole = feed(images(9), Augment::MAE);
     let half = |positions| {
-        let mut loader = Loader::start(Feed { positions, ..whole.clone() }, 3..4).unwrap();
+        let batches = Batches::Shuffled { order: order(9), positions };
+        let mut loader = Loader::start(Feed { batches, ..whole.clone() }, 3..4).unwrap();
         loader.next().unwrap().0
     };
     assert_eq!(Tensor::cat(&[half(0..2), half(2..4)], 0), expected(&whole, 3));
@@ -58,7 +78,7 @@ fn two_ranks_make_the_halves_of_the_batch() {
 #[test]
 fn an_unreadable_image_is_named_in_its_step_and_not_before() {
     let mut images = images(8);
-    let broken = Order { seed: 5, pairs: 8, batch: 4 }.batch(1)[2];
+    let broken = order(8).batch(1)[2];
     images[broken] = Source::File { path: "absent.jpg".into(), sha256: None };
     let mut loader = Loader::start(feed(images, Augment::NONE), 0..10).unwrap();
     drop(loader.next().unwrap());

@@ -1,169 +1,69 @@
-//! A sweep over a small random encoder: its rows are single runs, bit for bit, and known points are left out.
+//! Rows of a sweep are single runs, bit for bit, in each arithmetic; known points are left out; a refinement is a sweep.
 
+use super::super::testing::{Fixture, alpha};
 use super::*;
-use crate::models::vit::tiny;
-use crate::random::SplitMix64;
-use crate::weights::{Backbone, Tensors, bitwise_equal, safetensors};
-use causeway_protocol::{EvaluatedDataset, Preprocess, Role};
-use std::collections::BTreeMap;
+use anyhow::bail;
+use causeway_protocol::{Dtype, selection_half};
 
-struct Fixture {
-    backbone: Backbone,
-    line: Line,
-    datasets: Vec<Measured>,
-    evaluation: Evaluation,
-}
-
-impl Fixture {
-    /// Two datasets of noise, one of them scored against itself, and a θ1 in which one block has moved.
-    fn new() -> Fixture {
-        let backbone = tiny(true);
-        let moved = |(name, tensor): (&str, &Tensor)| {
-            let value =
-                if name.starts_with("blocks.1") { tensor * 1.5 + 0.25 } else { tensor.shallow_clone() };
-            (name.to_owned(), value)
-        };
-        let theta1: Tensors = backbone.tensors.iter().map(moved).collect();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("theta1.safetensors");
-        safetensors::write(&path, &theta1, &BTreeMap::new()).unwrap();
-        let line = Line::open(&backbone, &path).unwrap();
-        let datasets = vec![dataset("a", 23, None), dataset("b", 20, Some(11))];
-        let evaluated = |name: &str| EvaluatedDataset { asset: name.to_owned(), role: Role::Ood };
-        let evaluation = Evaluation {
-            positions: causeway_protocol::Positions::default(),
-            datasets: vec![evaluated("a"), evaluated("b")],
-            alphas: [0, 1000, 3000, 10_000].iter().filter_map(|a| Alpha::from_ten_thousandths(*a)).collect(),
-            k: vec![1, 5],
-            temperature: 0.07,
-            preprocess: Preprocess::Direct,
-            image_size: 28,
-            feature: Feature::Cls,
-            dtype: Default::default(),
-            linear_probe: None,
-            zero_shot: None,
-            refine: 0,
-            batch_size: 8,
-        };
-        Fixture { backbone, line, datasets, evaluation }
-    }
-
-    fn run(&self, evaluation: &Evaluation, known: &[KnownPoint]) -> (Vec<PointRecord>, Vec<RunProgress>) {
-        let (mut points, mut progress) = (Vec::new(), Vec::new());
-        self.sweep(evaluation, known, &mut |event| {
-            match event {
-                Event::Point(point) => points.push(*point),
-                Event::Progress(done) => progress.push(done),
-                _ => {}
-            }
-            Ok(())
-        })
-        .run()
-        .unwrap();
-        (points, progress)
-    }
-
-    fn sweep<'a>(
-        &'a self,
-        evaluation: &'a Evaluation,
-        known: &'a [KnownPoint],
-        emit: &'a mut dyn FnMut(Event) -> Result<()>,
-    ) -> Sweep<'a> {
-        let stamp =
-            NumericsStamp { device: "cpu".into(), libtorch: "test".into(), threads: 1, batch_size: 8 };
-        let (datasets, line, backbone) = (&self.datasets, &self.line, &self.backbone.digest);
-        Sweep { evaluation, datasets, backbone, line, known, stamp, emit }
-    }
-
-    fn alone(&self, alpha: Alpha) -> Evaluation {
-        Evaluation { alphas: vec![alpha], ..self.evaluation.clone() }
-    }
-}
-
-fn dataset(name: &str, bank: usize, query: Option<usize>) -> Measured {
-    let mut random = SplitMix64::new(bank as u64);
-    let mut images = |n: usize| {
-        let bytes: Vec<u8> = (0..n * 36).map(|_| (random.next_u64() >> 56) as u8).collect();
-        let bytes: std::sync::Arc<[u8]> = bytes.into();
-        let image = |at: usize| Labelled {
-            source: Source::Grey { bytes: bytes.clone(), begin: at * 36, width: 6, height: 6 },
-            label: (at % 3) as u32,
-        };
-        (0..n).map(image).collect::<Vec<_>>()
-    };
-    let dataset = Dataset {
-        asset: name.to_owned(),
-        title: name.to_uppercase(),
-        licence: "MIT".to_owned(),
-        source: "noise".to_owned(),
-        classes: ["x", "y", "z"].map(str::to_owned).to_vec(),
-        bank: images(bank),
-        query: query.map(images),
-    };
-    let digest = dataset.digest().unwrap();
-    let fingerprints = dataset.fingerprints(1, &|_| ()).unwrap();
-    Measured { dataset, digest, fingerprints }
-}
-
-#[test]
-fn a_row_of_a_sweep_is_a_single_run_bit_for_bit() {
-    let fixture = Fixture::new();
-    let (points, progress) = fixture.run(&fixture.evaluation, &[]);
-    let order: Vec<(&str, i64, u32)> = points
-        .iter()
-        .map(|point| {
-            (point.dataset.as_str(), point.alpha.ten_thousandths(), point.protocol.readout.k().unwrap_or(0))
-        })
-        .collect();
-    let mut expected = Vec::new();
-    for measured in &fixture.datasets {
-        for alpha in [0, 1000, 3000, 10_000] {
-            expected.extend([1, 5].map(|k| (measured.digest.as_str(), alpha, k)));
-        }
-    }
-    assert_eq!(order, expected, "by dataset, then α, then k");
-    assert_eq!(progress.last().map(|last| (last.done, last.total)), Some((4 * 54, 4 * 54)));
-
-    for alpha in fixture.evaluation.alphas.clone() {
-        let (alone, _) = fixture.run(&fixture.alone(alpha), &[]);
-        let row: Vec<PointRecord> = points.iter().filter(|point| point.alpha == alpha).cloned().collect();
-        assert_eq!(alone, row);
-    }
-    let encoders =
-        |alphas: &[Alpha]| alphas.iter().map(|alpha| fixture.line.encoder(*alpha)).collect::<Vec<_>>();
-    let features = |alphas: &[Alpha]| {
-        let mut emit = |_| Ok(());
-        let mut sweep = fixture.sweep(&fixture.evaluation, &[], &mut emit);
-        sweep.features(&fixture.datasets[1].dataset, &encoders(alphas), &mut Pace::new(0)).unwrap()
-    };
-    for (alpha, together) in fixture.evaluation.alphas.iter().zip(features(&fixture.evaluation.alphas)) {
-        assert!(bitwise_equal(&features(&[*alpha])[0], &together), "α = {alpha}");
-    }
-}
-
-#[test]
-fn known_points_are_left_out_and_the_others_keep_their_bits() {
-    let fixture = Fixture::new();
-    let (all, _) = fixture.run(&fixture.evaluation, &[]);
-    let name = |point: &PointRecord| KnownPoint {
+fn name(point: &PointRecord, selected: Option<u32>) -> KnownPoint {
+    KnownPoint {
         backbone: point.backbone.clone(),
         checkpoint: point.checkpoint.clone(),
         dataset: point.dataset.clone(),
         protocol: point.protocol.id.clone(),
         alpha: point.alpha,
-    };
+        selected,
+    }
+}
+
+fn places(points: &[PointRecord]) -> Vec<(&str, Alpha, u32)> {
+    let k = |point: &PointRecord| point.protocol.readout.k().unwrap_or(0);
+    points.iter().map(|point| (point.dataset.as_str(), point.alpha, k(point))).collect()
+}
+
+#[test]
+fn a_row_of_a_sweep_is_a_single_run_in_each_arithmetic() {
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+        let fixture = Fixture::new(dtype);
+        let (points, progress) = fixture.run(&fixture.evaluation, &[]);
+        let mut expected = Vec::new();
+        for measured in &fixture.datasets {
+            for value in [0.0, 0.1, 0.3, 1.0] {
+                expected.extend([1, 5].map(|k| (measured.digest.as_str(), alpha(value), k)));
+            }
+        }
+        assert_eq!(places(&points), expected, "by dataset, then α, then k");
+        assert_eq!(progress.last().map(|last| (last.done, last.total)), Some((4 * 54, 4 * 54)));
+        for alpha in &fixture.evaluation.alphas {
+            let alone = Evaluation { alphas: vec![*alpha], ..fixture.evaluation.clone() };
+            let (alone, _) = fixture.run(&alone, &[]);
+            let row: Vec<PointRecord> =
+                points.iter().filter(|point| point.alpha == *alpha).cloned().collect();
+            assert_eq!(alone, row, "{dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn known_points_are_left_out_and_the_others_keep_their_bits() {
+    let fixture = Fixture::new(Dtype::F32);
+    let (all, _) = fixture.run(&fixture.evaluation, &[]);
     // All of the first dataset, α = 0 of the second, and one k of its next α.
-    let known: Vec<KnownPoint> = all[..11].iter().map(name).collect();
+    let known: Vec<KnownPoint> = all[..11].iter().map(|point| name(point, None)).collect();
     let (rest, progress) = fixture.run(&fixture.evaluation, &known);
     assert_eq!(rest, all[11..]);
-    assert_eq!(progress.last().map(|last| last.total), Some(3 * 31));
-    let everything: Vec<KnownPoint> = all.iter().map(name).collect();
+    // What is known counts as done, so a sweep that was stopped goes on where it was.
+    assert_eq!(progress.last().map(|last| (last.done, last.total)), Some((4 * 54, 4 * 54)));
+    let everything: Vec<KnownPoint> = all.iter().map(|point| name(point, None)).collect();
     assert_eq!(fixture.run(&fixture.evaluation, &everything), (vec![], vec![]));
+    // Another checkpoint's points are no help.
+    let others = everything.into_iter().map(|known| KnownPoint { checkpoint: Some("x".into()), ..known });
+    assert_eq!(fixture.run(&fixture.evaluation, &others.collect::<Vec<_>>()).0, all);
 }
 
 #[test]
 fn alpha_zero_is_the_bare_backbone_and_belongs_to_no_checkpoint() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Dtype::F32);
     let (points, _) = fixture.run(&fixture.evaluation, &[]);
     for point in &points {
         assert_eq!(point.checkpoint.is_none(), point.alpha == Alpha::ZERO);
@@ -171,4 +71,89 @@ fn alpha_zero_is_the_bare_backbone_and_belongs_to_no_checkpoint() {
         assert_eq!(point.backbone, fixture.backbone.digest);
     }
     assert_ne!(points[0].hits, points[6].hits, "θ1 is another encoder");
+}
+
+#[test]
+fn a_sweep_that_was_stopped_anywhere_goes_on_to_the_same_points() {
+    let fixture = Fixture::new(Dtype::F32);
+    let (all, _) = fixture.run(&fixture.evaluation, &[]);
+    let store = fixture.store();
+    let mut points: Vec<PointRecord> = Vec::new();
+    // Every process dies at its second event that is neither a dataset nor progress: a point at a time.
+    for _ in 0..all.len() {
+        let known: Vec<KnownPoint> = points.iter().map(|point| name(point, None)).collect();
+        let mut new = None;
+        let stopped = fixture.sweep(&fixture.evaluation, &known, &store, &mut |event| {
+            match event {
+                Event::Point(_) if new.is_some() => bail!("killed"),
+                Event::Point(point) => new = Some(*point),
+                _ => {}
+            }
+            Ok(())
+        });
+        points.extend(new);
+        assert_eq!(stopped.is_ok(), points.len() == all.len());
+    }
+    assert_eq!(points, all);
+}
+
+#[test]
+fn a_refinement_measures_ordinary_points_around_the_best_and_resumes() {
+    let fixture = Fixture::new(Dtype::F32);
+    let alphas: Vec<Alpha> = [0.0, 0.5, 1.0].map(alpha).to_vec();
+    let coarse = Evaluation { alphas: alphas.clone(), ..fixture.evaluation.clone() };
+    let refined = Evaluation { refine: 2, ..coarse.clone() };
+    let (points, progress) = fixture.run(&refined, &[]);
+    let before = 2 * 3 * 2;
+    assert_eq!(points[..before], fixture.run(&coarse, &[]).0);
+
+    // What the rule says of the points so far, round by round.
+    let mut rule = {
+        let queries = |measured: &Measured| measured.dataset.queries().len();
+        let datasets = fixture.datasets.iter().map(|measured| (measured.digest.as_str(), queries(measured)));
+        Refinement::new(&refined, datasets)
+    };
+    let take = |rule: &mut Refinement, points: &[PointRecord]| {
+        for point in points.iter().filter(|point| point.protocol.readout.k() == Some(5)) {
+            let at = usize::from(point.dataset != fixture.datasets[0].digest);
+            rule.measured(at, point.alpha, &point.hits);
+        }
+    };
+    take(&mut rule, &points[..before]);
+    let mut expected = alphas;
+    let mut rest = &points[before..];
+    for _ in 0..2 {
+        let next = rule.next();
+        assert!(!next.is_empty());
+        let (round, others) = rest.split_at(2 * 2 * next.len());
+        assert!(round.iter().all(|point| next.contains(&point.alpha)), "{:?}", places(round));
+        take(&mut rule, round);
+        expected.extend(next);
+        rest = others;
+    }
+    assert!(rest.is_empty());
+    expected.sort();
+    let last = progress.last().unwrap();
+    assert_eq!((last.done, last.total), (54 * expected.len() as u64, 54 * expected.len() as u64));
+    let all_at_once = Evaluation { alphas: expected, ..coarse };
+    let same = |points: Vec<PointRecord>| {
+        let mut points = points;
+        points.sort_by_key(|point| (point.dataset.clone(), point.alpha, point.protocol.id.clone()));
+        points
+    };
+    assert_eq!(same(points.clone()), same(fixture.run(&all_at_once, &[]).0));
+
+    // A resume is told how many of the half are right, and asks for nothing else.
+    let halved = |point: &PointRecord| {
+        let half = selection_half(&point.dataset, point.n as usize);
+        name(point, Some(point.hits.count_among(&half)))
+    };
+    let known: Vec<KnownPoint> = points[..before + 3].iter().map(halved).collect();
+    assert_eq!(fixture.run(&refined, &known).0, points[before + 3..]);
+    // Where it is not told, the points by which α is chosen are computed once more.
+    let silent: Vec<KnownPoint> = points.iter().map(|point| name(point, None)).collect();
+    let again = fixture.run(&refined, &silent).0;
+    let choosing: Vec<PointRecord> =
+        points.iter().filter(|point| point.protocol.readout.k() == Some(5)).cloned().collect();
+    assert_eq!(again, choosing);
 }

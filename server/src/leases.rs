@@ -198,7 +198,7 @@ async fn known_points(
     let own = checkpoint.or(given).unwrap_or("");
     // Which α a refinement goes on with rests on the points that are there.
     let refines = spec.evaluation.refine > 0;
-    let choosing = protocols.get(spec.evaluation.choosing()).filter(|_| refines);
+    let choosing = protocols.get(spec.evaluation.choosing()).filter(|_| refines).map(String::as_str);
     let rows = sqlx::query!(
         r#"select c.backbone, c.checkpoint, c.dataset, c.protocol, (p.alpha * 10000)::int8 as "alpha!", p.n,
                   case when c.protocol = $5 then p.hits end as hits

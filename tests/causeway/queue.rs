@@ -1,6 +1,7 @@
 //! The queue: leases, fences, expiry, retries and cancels, with workers that only speak the protocol.
 
 use anyhow::{Context, Result};
+use causeway_protocol::{Evaluation, Hits, selection_half};
 use causeway_tests::{FakeWorker, Server, spec};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -211,6 +212,46 @@ async fn success_without_all_points_is_no_success() -> Result<()> {
     let run = server.get(&format!("/runs/{id}")).await?;
     assert_eq!(run["attempt_list"][0]["reason"], "the attempt ended with 0 of 3 points");
     assert_ne!(run["state"], "succeeded");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_points_of_a_refinement_are_the_runs_and_its_next_attempt_is_told_what_they_say() -> Result<()> {
+    let server = Server::start().await?;
+    let worker = FakeWorker::register(&server, "w").await?;
+    let mut refined = spec();
+    refined["evaluation"]["refine"] = json!(1);
+    let id = server.submit(&refined).await?;
+    let held = worker.lease(5000).await?.unwrap();
+    let evaluation: Evaluation = serde_json::from_value(held.grant["spec"]["evaluation"].clone())?;
+    let protocol = &evaluation.protocols()[0];
+    let backbone = json!({"event": "backbone", "digest": "b0", "parameters": 1, "trainable": 1});
+    let dataset = json!({"event": "dataset", "asset": "shapes", "digest": "d0", "title": "Shapes", "licence": "CC0-1.0",
+                         "source": "a test", "queries": 10, "bank": 10, "leave_one_out": true, "classes": ["x"],
+                         "queries_per_class": [10]});
+    // Eight of ten are right, whichever half is asked.
+    let hits = Hits::from_flags(&[true, true, true, true, true, true, true, true, false, false]);
+    let stamp = json!({"device": "cpu", "libtorch": "l", "threads": 1, "batch_size": 8});
+    let point = |alpha: f64| {
+        json!({"event": "point", "backbone": "b0", "checkpoint": (alpha > 0.0).then_some("c0"), "dataset": "d0",
+               "protocol": protocol, "alpha": alpha, "n": 10, "correct": 8, "correct_top5": 10,
+               "correct_per_class": [8], "hits": hits, "stamp": stamp})
+    };
+    let events = [started(0), backbone, dataset, point(0.0), point(0.5), point(1.0), point(0.75)];
+    let (status, answer) = worker.ship(&held, 1, &events).await?;
+    assert!(status.is_success(), "{answer}");
+
+    let curves = server.get(&format!("/runs/{id}/curves")).await?;
+    let points = curves["curves"][0]["points"].as_array().context("points")?;
+    let alphas: Vec<f64> = points.iter().filter_map(|point| point["alpha"].as_f64()).collect();
+    assert_eq!(alphas, [0.0, 0.5, 0.75, 1.0]);
+
+    worker.finish(&held, "crashed", "killed").await?;
+    let again = worker.lease(10_000).await?.context("the second attempt")?;
+    let selected = hits.count_among(&selection_half("d0", 10));
+    let known = again.grant["known_points"].as_array().context("known points")?;
+    assert_eq!(known.len(), 4, "{known:?}");
+    assert!(known.iter().all(|point| point["selected"] == json!(selected)), "{known:?}");
     Ok(())
 }
 

@@ -177,3 +177,58 @@ async fn a_soup_of_two_runs_is_a_checkpoint_of_its_own() -> Result<()> {
     assert!(format!("{error:#}").contains("weights.theta1.soup.checkpoints[1]"), "{error:#}");
     Ok(())
 }
+
+/// (dataset, protocol, α, right answers, which) of every point.
+fn all_points(curves: &Value) -> Vec<Value> {
+    let curves = curves["curves"].as_array().unwrap().iter();
+    let rows = curves.flat_map(|curve| {
+        let points = curve["points"].as_array().unwrap().iter();
+        points.map(|point| {
+            json!([
+                curve["dataset"]["digest"],
+                curve["protocol"],
+                point["alpha"],
+                point["hits"],
+                point["stamp"]
+            ])
+        })
+    });
+    rows.collect()
+}
+
+#[tokio::test]
+async fn an_evaluation_on_two_workers_has_the_points_of_one() -> Result<()> {
+    let server = Server::start().await?;
+    let _trainers = [Trainer::start_as("a", &server, &[])?, Trainer::start_as("b", &server, &[])?];
+    let mut spread = small_finetune();
+    (spread["training"]["steps"], spread["evaluation"]["parts"]) = (json!(4), json!(3));
+    let id = server.submit(&spread).await?;
+    let run = server.wait_for_run(&id, &["succeeded"], 240).await?;
+    let parts: Vec<&str> =
+        run["parts"].as_array().unwrap().iter().filter_map(|part| part["state"].as_str()).collect();
+    assert_eq!(parts, ["succeeded"; 3], "{run}");
+    let phases: Vec<&str> =
+        run["attempt_list"].as_array().unwrap().iter().filter_map(|a| a["phase"].as_str()).collect();
+    assert_eq!(phases, ["train", "evaluate"]);
+    let mut workers = std::collections::BTreeSet::new();
+    for part in run["parts"].as_array().unwrap() {
+        let part = server.get(&format!("/runs/{}", part["id"].as_str().unwrap())).await?;
+        workers.insert(part["attempt_list"][0]["worker"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(workers.len(), 2, "both workers were free");
+    let spread_points = all_points(&server.get(&format!("/runs/{id}/curves")).await?);
+    assert_eq!(spread_points.len(), 2 * 3 * 2, "datasets, α, k");
+
+    // Forgotten, and computed again in one piece.
+    sqlx::query("delete from curve").execute(&server.database().await?).await?;
+    let mut alone = spread.clone();
+    for training in ["method", "captions", "objective", "training"] {
+        alone.as_object_mut().context("a spec")?.remove(training);
+    }
+    (alone["kind"], alone["evaluation"]["parts"]) = (json!("evaluate"), json!(1));
+    alone["weights"]["theta1"] = json!({"blob": run["checkpoint"]});
+    let again = server.submit(&alone).await?;
+    server.wait_for_run(&again, &["succeeded"], 240).await?;
+    assert_eq!(all_points(&server.get(&format!("/runs/{again}/curves")).await?), spread_points);
+    Ok(())
+}

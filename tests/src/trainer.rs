@@ -16,6 +16,7 @@ use std::{
 #[derive(Debug)]
 pub struct Trainer {
     process: Option<Process>,
+    name: String,
     server_url: String,
     token_file: PathBuf,
     state: PathBuf,
@@ -29,15 +30,24 @@ impl Trainer {
     /// # Errors
     /// If it cannot be started.
     pub fn start(server: &Server, more: &[&Path]) -> Result<Trainer> {
+        Trainer::start_as("test", server, more)
+    }
+
+    /// The same under a name; each name has a state folder of its own.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_as(name: &str, server: &Server, more: &[&Path]) -> Result<Trainer> {
         let mut data = vec![demo_data()];
         data.extend(more.iter().map(|path| path.to_path_buf()));
         let mut trainer = Trainer {
             process: None,
+            name: name.to_owned(),
             server_url: server.url(),
             token_file: server.state().join("worker.token"),
-            state: server.folder().join("worker"),
+            state: server.folder().join(format!("worker-{name}")),
             data,
-            log: server.folder().join("trainer.log"),
+            log: server.folder().join(format!("trainer-{name}.log")),
         };
         trainer.restart()?;
         Ok(trainer)
@@ -50,7 +60,7 @@ impl Trainer {
     pub fn restart(&mut self) -> Result<()> {
         let mut command = Command::new(binary("causeway-trainer"));
         command
-            .args(["work", "--server", &self.server_url, "--name", "test", "--token-file"])
+            .args(["work", "--server", &self.server_url, "--name", &self.name, "--token-file"])
             .arg(&self.token_file)
             .arg("--state")
             .arg(&self.state)

@@ -199,7 +199,7 @@ fn all_points(curves: &Value) -> Vec<Value> {
 #[tokio::test]
 async fn an_evaluation_on_two_workers_has_the_points_of_one() -> Result<()> {
     let server = Server::start().await?;
-    let _trainers = [Trainer::start_as("a", &server, &[])?, Trainer::start_as("b", &server, &[])?];
+    let trainers = [Trainer::start_as("a", &server, &[])?, Trainer::start_as("b", &server, &[])?];
     let mut spread = small_finetune();
     (spread["training"]["steps"], spread["evaluation"]["parts"]) = (json!(4), json!(3));
     let id = server.submit(&spread).await?;
@@ -221,6 +221,9 @@ async fn an_evaluation_on_two_workers_has_the_points_of_one() -> Result<()> {
 
     // Forgotten, and computed again in one piece.
     sqlx::query("delete from curve").execute(&server.database().await?).await?;
+    for trainer in &trainers {
+        fs::remove_dir_all(trainer.state().join("features"))?;
+    }
     let mut alone = spread.clone();
     for training in ["method", "captions", "objective", "training"] {
         alone.as_object_mut().context("a spec")?.remove(training);

@@ -73,6 +73,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// Its state folder.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// `kill -9` of the agent alone.
     ///
     /// # Errors

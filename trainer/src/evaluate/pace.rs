@@ -20,6 +20,8 @@ pub struct Pace {
     passes: f64,
     /// Operations of this process.
     fresh: f64,
+    /// Forward passes that were told last.
+    told: u64,
     /// When the last reports were, and what was done by then in this process.
     reports: VecDeque<(Instant, f64)>,
 }
@@ -28,7 +30,7 @@ impl Pace {
     /// Begins to count.
     pub fn new() -> Pace {
         let reports = VecDeque::from([(Instant::now(), 0.0)]);
-        Pace { done: 0.0, total: 0.0, passes: 0.0, fresh: 0.0, reports }
+        Pace { done: 0.0, total: 0.0, passes: 0.0, fresh: 0.0, told: 0, reports }
     }
 
     /// There is so much more to do, or less.
@@ -63,7 +65,17 @@ impl Pace {
         }
         let total = self.passes as u64;
         let done = if over { total } else { (self.done * passes_per_operation) as u64 };
+        self.told = done;
         Some(RunProgress { phase: Phase::Evaluate, done, total, images_per_second, doing: doing() })
+    }
+
+    /// The end, where it came before what was expected and has not been told.
+    pub fn ended(&mut self) -> Option<RunProgress> {
+        if self.fresh == 0.0 || self.told == self.passes as u64 {
+            return None;
+        }
+        self.done = self.total;
+        self.computed(0.0, || "done".to_owned())
     }
 }
 
@@ -96,5 +108,14 @@ mod tests {
         pace.expect(-50.0, -20.0);
         let last = pace.computed(50.0, String::new).unwrap();
         assert_eq!((last.done, last.total), (20, 20));
+        assert!(pace.ended().is_none(), "it has been told");
+        // A last round that comes to nothing, behind all that is computed.
+        let mut pace = Pace::new();
+        pace.expect(100.0, 40.0);
+        assert!(pace.computed(50.0, String::new).is_none());
+        pace.expect(-50.0, -20.0);
+        let last = pace.ended().unwrap();
+        assert_eq!((last.done, last.total, last.doing.as_str()), (20, 20, "done"));
+        assert!(Pace::new().ended().is_none(), "nothing was computed");
     }
 }

@@ -105,7 +105,7 @@ impl Sweep<'_> {
             state.forget(datasets, round, alphas.len(), self.resident());
             self.at(&alphas, false, &mut state, &mut extraction)?;
         }
-        Ok(())
+        state.pace.ended().map_or(Ok(()), |progress| (self.emit)(Event::Progress(progress)))
     }
 
     /// Computes the features of one part's images and leaves them in files in `folder`, one for each stretch of a dataset

@@ -174,7 +174,7 @@ impl Sweep<'_> {
         let ks: Vec<u32> = places.iter().filter_map(|place| protocols[*place].readout.k()).collect();
         let scores = score(&measured.dataset, features, &ks, self.evaluation.temperature)
             .with_context(|| format!("at α = {alpha}"))?;
-        let record = |(place, score): (&usize, knn::Score)| PointRecord {
+        let record = |(place, score): (&usize, super::standing::Score)| PointRecord {
             backbone: self.backbone.to_owned(),
             checkpoint: self.checkpoint(alpha),
             dataset: measured.digest.clone(),
@@ -198,7 +198,7 @@ impl Sweep<'_> {
 ///
 /// # Errors
 /// Features that are not finite.
-pub fn score(dataset: &Dataset, features: &Tensor, ks: &[u32], temperature: f64) -> Result<Vec<knn::Score>> {
+pub fn score(dataset: &Dataset, features: &Tensor, ks: &[u32], temperature: f64) -> Result<Vec<super::standing::Score>> {
     let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
     let bank_size = dataset.bank.len() as i64;
     let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));

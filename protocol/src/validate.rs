@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 mod method;
+mod readout;
 
 /// A field that breaks a rule.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
@@ -279,10 +280,11 @@ impl Spec {
             "must be f32: the sweep computes in f32 only so far".into(),
         );
         list.when(
-            evaluation.linear_probe.is_some() || evaluation.zero_shot.is_some() || evaluation.refine > 0,
-            "evaluation",
-            "linear_probe, zero_shot and refine are not there yet".into(),
+            evaluation.refine > 0,
+            "evaluation.refine",
+            "is not there yet".into(),
         );
+        self.readout_problems(list);
         list.within("evaluation.alphas", evaluation.alphas.len() as f64, 1.0, ALPHAS_MAX as f64);
         let ascending = evaluation.alphas.windows(2).all(|pair| pair[0] < pair[1]);
         list.when(!ascending, "evaluation.alphas", "must ascend without repeats".into());

@@ -4,6 +4,7 @@
 use crate::attempt::material;
 use crate::data::asset::{AssetKind, Library};
 use crate::data::captions::Captions;
+use crate::evaluate::readout::Readouts;
 use crate::methods::{self, Widths};
 use crate::spec_file;
 use crate::weights::Backbone;
@@ -59,6 +60,7 @@ impl Plan {
         let captions = library.get(&recipe.captions.asset, AssetKind::Captions)?;
         let pairs = Captions::list(captions)?.images.len();
         let widths = material::widths(&spec, &library)?;
+        Readouts::check(&spec.evaluation, &library, &backbone.config)?;
         describe(&spec, &recipe, &backbone, widths, pairs)
     }
 }
@@ -109,15 +111,17 @@ fn describe(
         cost.operations * training.steps as f64 / 1e12,
         cost.bytes / 1e9
     );
+    let protocols = spec.evaluation.protocols();
+    let readouts: Vec<String> = protocols.iter().map(|protocol| protocol.readout.label()).collect();
     let _ = writeln!(
         text,
-        "evaluation: {} at {} α, k = {:?}",
+        "evaluation: {} at {} α by {}",
         match spec.evaluation.datasets.len() {
             1 => "1 dataset".to_owned(),
             several => format!("{several} datasets"),
         },
         spec.evaluation.alphas.len(),
-        spec.evaluation.k
+        readouts.join(", ")
     );
     text += "\nthe spec with every default:\n";
     let document = serde_json::to_value(spec).unwrap_or_default();

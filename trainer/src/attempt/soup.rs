@@ -6,7 +6,7 @@ use super::narrate::say;
 use crate::data::asset::AssetKind;
 use crate::data::dataset::{Dataset, Source};
 use crate::data::pixels;
-use crate::evaluate::sweep;
+use crate::evaluate::readout;
 use crate::train::CHECKPOINT;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::interpolate::Line;
@@ -104,7 +104,7 @@ impl Judge<'_> {
             anyhow::Ok(encoder.features(&line.config().normalise(&pixels.to_device(self.device))))
         });
         let features = Tensor::cat(&features.collect::<Result<Vec<_>>>()?, 0).to_device(Device::Cpu);
-        let scores = sweep::score(self.dataset, &features, &[self.neighbours()], *temperature)?;
+        let scores = readout::knn(self.dataset, &features, &[self.neighbours()], *temperature)?;
         Ok(scores.first().map_or(0, |score| score.hits.count()))
     }
 }

@@ -2,18 +2,17 @@
 //! for their class with exp(similarity / T). What its code leaves to chance is decided here: neighbours by
 //! (similarity descending, place ascending), classes by (score descending, label ascending).
 //!
-//! A similarity is the f32 nearest to the product of two f32 rows summed in f64 ([`rows::similarity`]), so it is the
+//! A similarity is the f32 nearest to the product of two f32 rows summed in f64 ([`similarity`](super::rows::similarity)), so it is the
 //! same on every machine, whatever the chunks, the threads and the instructions. Few are ever computed: a cheap product
 //! with a proven bound of its error ([`search`]) rules the others out.
 
+use super::rows::Rows;
 use super::standing::Score;
 use anyhow::{Result, ensure};
-use rows::Rows;
 use search::{Search, Way};
 use tch::Tensor;
 
 mod bf16;
-mod rows;
 mod search;
 
 /// What is scored against what.

@@ -3,9 +3,9 @@
 //! Which points are known already decides which θ_α are asked, never how images are put into batches, so a point has
 //! the same bits whether it is computed alone or in a sweep.
 
-use super::knn::{self, Question};
+use super::readout::{Readouts, Scored};
 use crate::data::asset::{AssetKind, Library};
-use crate::data::dataset::{Dataset, Labelled, Source};
+use crate::data::dataset::{Dataset, Source};
 use crate::data::fingerprint::Fingerprint;
 use crate::data::pixels;
 use crate::weights::interpolate::{Encoder, Line};
@@ -54,6 +54,8 @@ pub struct Sweep<'a> {
     pub evaluation: &'a Evaluation,
     /// Its datasets, in its order.
     pub datasets: &'a [Measured],
+    /// How features become classes.
+    pub readouts: &'a Readouts<'a>,
     /// Digest of θ0.
     pub backbone: &'a str,
     /// From θ0 to θ1.
@@ -80,10 +82,10 @@ impl Sweep<'_> {
             (measured.dataset.images().count() * missing.len()) as u64
         };
         let mut pace = Pace::new(self.datasets.iter().zip(&missing).map(forwards).sum());
-        for (measured, missing) in self.datasets.iter().zip(&missing) {
+        for (at, (measured, missing)) in self.datasets.iter().zip(&missing).enumerate() {
             (self.emit)(measured.event())?;
             for group in missing.chunks(self.resident()) {
-                self.measure(measured, &protocols, group, &mut pace)
+                self.measure((at, measured), &protocols, group, &mut pace)
                     .with_context(|| format!("evaluating on {}", measured.dataset.title))?;
             }
         }
@@ -123,7 +125,7 @@ impl Sweep<'_> {
 
     fn measure(
         &mut self,
-        measured: &Measured,
+        (at, measured): (usize, &Measured),
         protocols: &[Protocol],
         missing: &[(Alpha, Vec<usize>)],
         pace: &mut Pace,
@@ -131,7 +133,7 @@ impl Sweep<'_> {
         let encoders: Vec<Encoder> = missing.iter().map(|(alpha, _)| self.line.encoder(*alpha)).collect();
         let features = self.features(&measured.dataset, &encoders, pace)?;
         for ((alpha, places), features) in missing.iter().zip(features) {
-            for record in self.points(measured, protocols, places, *alpha, &features)? {
+            for record in self.points((at, measured), protocols, places, *alpha, &features)? {
                 (self.emit)(Event::Point(Box::new(record)))?;
             }
         }
@@ -165,51 +167,29 @@ impl Sweep<'_> {
 
     fn points(
         &self,
-        measured: &Measured,
+        (at, measured): (usize, &Measured),
         protocols: &[Protocol],
         places: &[usize],
         alpha: Alpha,
         features: &Tensor,
     ) -> Result<Vec<PointRecord>> {
-        let ks: Vec<u32> = places.iter().filter_map(|place| protocols[*place].readout.k()).collect();
-        let scores = score(&measured.dataset, features, &ks, self.evaluation.temperature)
-            .with_context(|| format!("at α = {alpha}"))?;
-        let record = |(place, score): (&usize, super::standing::Score)| PointRecord {
+        let scores =
+            self.readouts.score(at, features, places).with_context(|| format!("at α = {alpha}"))?;
+        let record = |(place, scored): (&usize, Scored)| PointRecord {
             backbone: self.backbone.to_owned(),
             checkpoint: self.checkpoint(alpha),
             dataset: measured.digest.clone(),
             protocol: protocols[*place].clone(),
             alpha,
             n: measured.dataset.queries().len() as u32,
-            correct: score.hits.count(),
-            correct_top5: score.correct_top5,
-            correct_per_class: measured.dataset.per_class(&score.hits),
-            hits: score.hits,
+            correct: scored.hits.count(),
+            correct_top5: scored.correct_top5,
+            correct_per_class: scored.correct_per_class,
+            hits: scored.hits,
             stamp: self.stamp.clone(),
         };
         Ok(places.iter().zip(scores).map(record).collect())
     }
-}
-
-/// k-NN of a dataset for each k.
-///
-/// # Shapes
-/// `features` [images, dim], f32, the bank's first
-///
-/// # Errors
-/// Features that are not finite.
-pub fn score(dataset: &Dataset, features: &Tensor, ks: &[u32], temperature: f64) -> Result<Vec<super::standing::Score>> {
-    let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
-    let bank_size = dataset.bank.len() as i64;
-    let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));
-    let question = Question {
-        bank: &features.narrow(0, 0, bank_size),
-        bank_labels: &labels(&dataset.bank),
-        queries: queries.as_ref(),
-        query_labels: &labels(dataset.queries()),
-        classes: dataset.classes.len(),
-    };
-    knn::score(&question, ks, temperature)
 }
 
 impl Measured {

@@ -10,7 +10,7 @@
 //! and so is the bound.
 
 use super::Neighbour;
-use super::rows::{Rows, in_pieces};
+use super::super::rows::{Rows, in_pieces};
 use super::search::{ROUNDING, Search, Shortlist, Way};
 use std::arch::x86_64::{
     __m512bh, __m512i, _CMP_GE_OQ, _mm512_cmp_ps_mask, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_set1_epi32,

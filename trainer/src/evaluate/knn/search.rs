@@ -6,7 +6,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::bf16;
 use super::Neighbour;
-use super::rows::{Rows, in_pieces, similarity};
+use super::super::rows::{Rows, in_pieces, similarity};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 

@@ -1,6 +1,7 @@
 //! A sweep over a small random encoder: its rows are single runs, bit for bit, and known points are left out.
 
 use super::*;
+use crate::data::dataset::Labelled;
 use crate::models::vit::tiny;
 use crate::random::SplitMix64;
 use crate::weights::{Backbone, Tensors, bitwise_equal, safetensors};
@@ -50,7 +51,8 @@ impl Fixture {
 
     fn run(&self, evaluation: &Evaluation, known: &[KnownPoint]) -> (Vec<PointRecord>, Vec<RunProgress>) {
         let (mut points, mut progress) = (Vec::new(), Vec::new());
-        self.sweep(evaluation, known, &mut |event| {
+        let readouts = self.readouts(evaluation);
+        self.sweep((evaluation, &readouts), known, &mut |event| {
             match event {
                 Event::Point(point) => points.push(*point),
                 Event::Progress(done) => progress.push(done),
@@ -63,16 +65,20 @@ impl Fixture {
         (points, progress)
     }
 
+    fn readouts(&self, evaluation: &Evaluation) -> Readouts<'_> {
+        Readouts::prepare(evaluation, &self.datasets, &Library::default(), self.line.config()).unwrap()
+    }
+
     fn sweep<'a>(
         &'a self,
-        evaluation: &'a Evaluation,
+        (evaluation, readouts): (&'a Evaluation, &'a Readouts<'a>),
         known: &'a [KnownPoint],
         emit: &'a mut dyn FnMut(Event) -> Result<()>,
     ) -> Sweep<'a> {
         let stamp =
             NumericsStamp { device: "cpu".into(), libtorch: "test".into(), threads: 1, batch_size: 8 };
         let (datasets, line, backbone) = (&self.datasets, &self.line, &self.backbone.digest);
-        Sweep { evaluation, datasets, backbone, line, known, stamp, emit }
+        Sweep { evaluation, datasets, readouts, backbone, line, known, stamp, emit }
     }
 
     fn alone(&self, alpha: Alpha) -> Evaluation {
@@ -133,7 +139,8 @@ fn a_row_of_a_sweep_is_a_single_run_bit_for_bit() {
         |alphas: &[Alpha]| alphas.iter().map(|alpha| fixture.line.encoder(*alpha)).collect::<Vec<_>>();
     let features = |alphas: &[Alpha]| {
         let mut emit = |_| Ok(());
-        let mut sweep = fixture.sweep(&fixture.evaluation, &[], &mut emit);
+        let readouts = fixture.readouts(&fixture.evaluation);
+        let mut sweep = fixture.sweep((&fixture.evaluation, &readouts), &[], &mut emit);
         sweep.features(&fixture.datasets[1].dataset, &encoders(alphas), &mut Pace::new(0)).unwrap()
     };
     for (alpha, together) in fixture.evaluation.alphas.iter().zip(features(&fixture.evaluation.alphas)) {

@@ -62,6 +62,11 @@ impl Rows {
         &self.values[at * self.dim..(at + 1) * self.dim]
     }
 
+    /// All of them, for sums in f64. [rows, dim]
+    pub fn in_f64(&self) -> Tensor {
+        self.tensor(0, self.len()).to_kind(Kind::Double)
+    }
+
     /// The rows from `begin` on as a tensor. [rows, dim]
     pub fn tensor(&self, begin: usize, rows: usize) -> Tensor {
         let values = &self.values[begin * self.dim..(begin + rows) * self.dim];

@@ -23,7 +23,14 @@ impl Spec {
         }
         if let Some(zero_shot) = &self.evaluation.zero_shot {
             list.text("evaluation.zero_shot.text_encoder", &zero_shot.text_encoder, 1);
-            list.digest("evaluation.zero_shot.digest", &zero_shot.digest);
+            let digest = &zero_shot.digest;
+            let hex = digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            list.when(
+                !hex,
+                "evaluation.zero_shot.digest",
+                "must be the sha256 of the text encoder's model.safetensors, 64 lower-case hex digits: points rest on it"
+                    .into(),
+            );
             let templates = &zero_shot.templates;
             list.within("evaluation.zero_shot.templates", templates.len() as f64, 1.0, TEMPLATES_MAX as f64);
             for (at, template) in templates.iter().enumerate() {

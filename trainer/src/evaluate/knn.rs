@@ -107,7 +107,8 @@ impl Question<'_> {
             self.bank_labels.len(),
             self.query_labels.len()
         );
-        let largest = self.bank_labels.iter().chain(self.query_labels).max().map_or(0, |label| *label as usize);
+        let largest =
+            self.bank_labels.iter().chain(self.query_labels).max().map_or(0, |label| *label as usize);
         ensure!(largest < self.classes, "an image has the label {largest} of {} classes", self.classes);
         Ok(())
     }

@@ -38,7 +38,10 @@ enum Draw {
 /// Features that are not finite or not as many as the labels; a C at which the fit does not converge.
 pub fn score(question: &Question, c: &[f64], dataset: &str) -> Result<Score> {
     question.check()?;
-    let bank = Part { features: with_ones(question.bank, "image", "of the bank")?, labels: question.bank_labels.to_vec() };
+    let bank = Part {
+        features: with_ones(question.bank, "image", "of the bank")?,
+        labels: question.bank_labels.to_vec(),
+    };
     if let Some(queries) = question.queries {
         let classifier = bank.best(c, question.classes, dataset)?;
         let scores = with_ones(queries, "query", "")?.matmul(&classifier);

@@ -48,7 +48,8 @@ impl<'a> Readouts<'a> {
             return Ok(Readouts { datasets, readouts, class_embeddings: Vec::new() });
         };
         let text = zero_shot::text_encoder(asked, library, encoder).context("`evaluation.zero_shot`")?;
-        let embed = |measured: &Measured| zero_shot::class_embeddings(&text, asked, &measured.dataset.classes);
+        let embed =
+            |measured: &Measured| zero_shot::class_embeddings(&text, asked, &measured.dataset.classes);
         let class_embeddings = datasets.iter().map(embed).collect::<Result<_>>()?;
         Ok(Readouts { datasets, readouts, class_embeddings })
     }

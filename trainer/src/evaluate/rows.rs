@@ -42,7 +42,9 @@ impl Rows {
         });
         if let Some((row, value)) = broken.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
             let whose = if whose.is_empty() { String::new() } else { format!(" {whose}") };
-            bail!("the features of {what} {row}{whose} hold {value}; the encoder's weights or its dtype overflow");
+            bail!(
+                "the features of {what} {row}{whose} hold {value}; the encoder's weights or its dtype overflow"
+            );
         }
         Ok(Rows { values, dim })
     }
@@ -75,7 +77,12 @@ impl Rows {
 }
 
 /// Hands rows of `width` values to threads, a piece each; `work` is told the first row of its piece.
-pub fn in_pieces<T: Send>(values: &mut [T], width: usize, threads: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+pub fn in_pieces<T: Send>(
+    values: &mut [T],
+    width: usize,
+    threads: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
     let rows = values.len() / width.max(1);
     let piece = rows.div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {

@@ -173,8 +173,7 @@ impl Sweep<'_> {
         alpha: Alpha,
         features: &Tensor,
     ) -> Result<Vec<PointRecord>> {
-        let scores =
-            self.readouts.score(at, features, places).with_context(|| format!("at α = {alpha}"))?;
+        let scores = self.readouts.score(at, features, places).with_context(|| format!("at α = {alpha}"))?;
         let record = |(place, scored): (&usize, Scored)| PointRecord {
             backbone: self.backbone.to_owned(),
             checkpoint: self.checkpoint(alpha),

@@ -68,8 +68,10 @@ pub fn class_embeddings(text: &TextEncoder, zero_shot: &ZeroShot, classes: &[Str
     let at_once = (SENTENCES / templates.len().max(1)).max(1);
     let mut rows = Vec::new();
     for classes in classes.chunks(at_once) {
-        let sentences: Vec<String> =
-            classes.iter().flat_map(|class| templates.iter().map(|template| sentence(template, class))).collect();
+        let sentences: Vec<String> = classes
+            .iter()
+            .flat_map(|class| templates.iter().map(|template| sentence(template, class)))
+            .collect();
         let embeddings = text.embed(&sentences).context("embedding the names of classes")?;
         let of_class = embeddings.view([classes.len() as i64, templates.len() as i64, -1]);
         let means = of_class.mean_dim(1, false, Kind::Float); // [classes, dim]

@@ -9,12 +9,12 @@
 //! whose last term is the sum's own rounding. Around their mean μ rows are short, however alike an encoder makes them,
 //! and so is the bound.
 
-use super::Neighbour;
 use super::super::rows::{Rows, in_pieces};
+use super::Neighbour;
 use super::search::{ROUNDING, Search, Shortlist, Way};
 use std::arch::x86_64::{
-    __m512bh, __m512i, _CMP_GE_OQ, _mm512_cmp_ps_mask, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512bh, __m512i, _CMP_GE_OQ, _mm512_cmp_ps_mask, _mm512_dpbf16_ps, _mm512_load_si512,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -51,7 +51,7 @@ pub fn run(search: &Search, way: &Way) -> Vec<Vec<Neighbour>> {
     assert!(available(), "this processor has no bf16 products");
     let bank = Bank::of(search.bank, way.threads);
     let mut lists = vec![Vec::new(); search.queries.len()];
-    let block = way.block.min(lists.len().div_ceil(4 * way.threads)).next_multiple_of(QUERIES);
+    let block = way.block.min(lists.len().div_ceil(4 * way.threads)).max(1).next_multiple_of(QUERIES);
     let blocks = Mutex::new(lists.chunks_mut(block).enumerate());
     std::thread::scope(|scope| {
         for _ in 0..way.threads {
@@ -93,7 +93,9 @@ impl Bank {
             for (at, panel) in pairs.chunks_exact_mut(width).enumerate() {
                 let first = (begin + at) * COLUMNS;
                 for row in first..(first + COLUMNS).min(rows.len()) {
-                    rounded.round(rows.row(row).iter().zip(&centre).map(|(b, mu)| f64::from(*b) - f64::from(*mu)));
+                    rounded.round(
+                        rows.row(row).iter().zip(&centre).map(|(b, mu)| f64::from(*b) - f64::from(*mu)),
+                    );
                     (length, residual) = (length.max(rounded.length), residual.max(rounded.residual));
                     let column = row - first;
                     for (pair, word) in panel.iter_mut().zip(&rounded.words) {
@@ -127,7 +129,8 @@ impl Bank {
                     pair[at % QUERIES] = *word;
                 }
                 floors[at / QUERIES][at % QUERIES] = f32::NEG_INFINITY;
-                let shift = query.iter().zip(&self.centre).map(|(q, mu)| f64::from(*q) * f64::from(*mu)).sum();
+                let shift =
+                    query.iter().zip(&self.centre).map(|(q, mu)| f64::from(*q) * f64::from(*mu)).sum();
                 Shortlist::new(search.k, self.error(&rounded), shift)
             })
             .collect();
@@ -144,7 +147,8 @@ impl Bank {
                     if passed == [0; QUERIES] {
                         continue;
                     }
-                    for (row, mut passed) in passed.into_iter().enumerate().filter(|(_, passed)| *passed != 0) {
+                    for (row, mut passed) in passed.into_iter().enumerate().filter(|(_, passed)| *passed != 0)
+                    {
                         let at = block * QUERIES + row;
                         let (shortlist, exact) = (&mut shortlists[at], search.exact(begin + at));
                         while passed != 0 {

@@ -3,10 +3,10 @@
 //! k rows with a ≥ A the k-th similarity is at least A − e, so a row with a < A − 2e cannot be among the k nearest. What
 //! is left, hardly more than k rows a query, is compared exactly. Nothing that is found depends on the rough product.
 
+use super::super::rows::{Rows, in_pieces, similarity};
+use super::Neighbour;
 #[cfg(target_arch = "x86_64")]
 use super::bf16;
-use super::Neighbour;
-use super::super::rows::{Rows, in_pieces, similarity};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
@@ -75,12 +75,14 @@ impl Search<'_> {
         for begin in (0..self.queries.len()).step_by(PRODUCT.0) {
             let count = PRODUCT.0.min(self.queries.len() - begin);
             let some = self.queries.tensor(begin, count); // [count, dim]
-            let mut shortlists: Vec<Shortlist> = (0..count).map(|_| Shortlist::new(self.k, error, 0.0)).collect();
+            let mut shortlists: Vec<Shortlist> =
+                (0..count).map(|_| Shortlist::new(self.k, error, 0.0)).collect();
             let products = Tensor::zeros([(count * PRODUCT.1) as i64], (Kind::Float, Device::Cpu));
             let mut values = vec![0f32; count * PRODUCT.1];
             for first in (0..self.bank.len()).step_by(PRODUCT.1) {
                 let columns = PRODUCT.1.min(self.bank.len() - first);
-                let mut products = products.narrow(0, 0, (count * columns) as i64).view([count as i64, columns as i64]);
+                let mut products =
+                    products.narrow(0, 0, (count * columns) as i64).view([count as i64, columns as i64]);
                 products = some.f_matmul_out(&products, &self.bank.tensor(first, columns).tr())?;
                 products.f_copy_data(&mut values, count * columns)?;
                 let values = &values;
@@ -147,7 +149,14 @@ pub struct Shortlist {
 impl Shortlist {
     /// An empty one.
     pub fn new(k: usize, error: f64, shift: f64) -> Shortlist {
-        Shortlist { k, error, shift, floor: f32::NEG_INFINITY, likely: Vec::with_capacity(k), best: Vec::new() }
+        Shortlist {
+            k,
+            error,
+            shift,
+            floor: f32::NEG_INFINITY,
+            likely: Vec::with_capacity(k),
+            best: Vec::new(),
+        }
     }
 
     /// Takes a row that is not below the floor.
@@ -174,7 +183,8 @@ impl Shortlist {
 
     /// Compares exactly all that are left.
     pub fn settle(&mut self, exact: impl Fn(u32) -> f32) {
-        self.best.extend(self.likely.drain(..).map(|(_, place)| Neighbour { place, similarity: exact(place) }));
+        self.best
+            .extend(self.likely.drain(..).map(|(_, place)| Neighbour { place, similarity: exact(place) }));
         self.best.sort_unstable_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.place.cmp(&b.place)));
         self.best.truncate(self.k);
         if let Some(last) = self.best.get(self.k - 1) {

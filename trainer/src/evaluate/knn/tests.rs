@@ -66,7 +66,11 @@ fn the_order_in_which_k_are_asked_does_not_matter() {
     let ascending = score(&golden.question(), &[1, 5, 20, 1000], 0.07).unwrap();
     let mixed = score(&golden.question(), &[20, 1, 1000, 5], 0.07).unwrap();
     assert_eq!(mixed, [2, 0, 3, 1].map(|at: usize| ascending[at].clone()));
-    assert_eq!(score(&golden.question(), &[300], 0.07).unwrap()[0], ascending[3], "a k beyond the bank is the bank");
+    assert_eq!(
+        score(&golden.question(), &[300], 0.07).unwrap()[0],
+        ascending[3],
+        "a k beyond the bank is the bank"
+    );
 }
 
 /// Noise around one centre, the more alike the smaller `spread`, with every seventh row the copy of an earlier one.

@@ -9,8 +9,12 @@ use tch::{Kind, Tensor};
 
 /// Pairs of steps and changes of the gradient that are kept.
 const MEMORY: usize = 10;
-/// No partial derivative of the objective, divided by C times the images, is larger at the end.
-const TOLERANCE: f64 = 1e-7;
+/// No partial derivative of C·Σ loss + ½|W|² is larger at the end. The penalty curves it by at least one in every
+/// direction, so the weights are then no farther from the best ones than that gradient is long.
+const TOLERANCE: f64 = 1e-4;
+/// Nor one of the mean loss, however small C is; and no smaller one is asked for, however large: f64 has no more to give.
+const MOST: f64 = 1e-7;
+const LEAST: f64 = 1e-10;
 /// Most iterations. Separable classes with a C of 10⁶ need some thousand.
 const ITERATIONS: usize = 10_000;
 /// Wolfe's: of the slope at the start, how much the objective must fall, and how much slope may be left.
@@ -44,11 +48,12 @@ pub fn minimise(features: &Tensor, labels: &Tensor, c: f64, start: Tensor) -> Re
     let objective =
         Objective { features, labels: labels.unsqueeze(1), penalty: 1.0 / (c * images as f64), bears };
 
+    let tolerance = (TOLERANCE * objective.penalty).clamp(LEAST, MOST);
     let (mut weights, mut scores) = (start.copy(), features.matmul(&start));
     let mut gradient = objective.gradient(&weights, &scores);
     let mut memory = Memory::default();
     for _ in 0..ITERATIONS {
-        if largest(&gradient) <= TOLERANCE {
+        if largest(&gradient) <= tolerance {
             return Ok(weights);
         }
         let mut direction = memory.direction(&gradient);
@@ -60,7 +65,7 @@ pub fn minimise(features: &Tensor, labels: &Tensor, c: f64, start: Tensor) -> Re
         let moved = features.matmul(&direction); // [images, classes]
         let Some(length) = objective.search((&weights, &scores), (&direction, &moved)) else {
             bail!(
-                "the fit stopped at a gradient of {:.1e}, above {TOLERANCE:e}: the features leave f64 no room; \
+                "the fit stopped at a gradient of {:.1e}, above {tolerance:.1e}: the features leave f64 no room; \
                  give a smaller C",
                 largest(&gradient)
             );
@@ -73,7 +78,7 @@ pub fn minimise(features: &Tensor, labels: &Tensor, c: f64, start: Tensor) -> Re
         gradient = next;
     }
     bail!(
-        "the fit has not converged in {ITERATIONS} iterations: its gradient is {:.1e}, above {TOLERANCE:e}; \
+        "the fit has not converged in {ITERATIONS} iterations: its gradient is {:.1e}, above {tolerance:.1e}; \
          give a smaller C",
         largest(&gradient)
     )
@@ -90,15 +95,16 @@ impl Objective<'_> {
     }
 
     /// How far to go: a length that fulfils the strong Wolfe conditions.
-    fn search(&self, (weights, scores): (&Tensor, &Tensor), (direction, moved): (&Tensor, &Tensor)) -> Option<f64> {
+    fn search(
+        &self,
+        (weights, scores): (&Tensor, &Tensor),
+        (direction, moved): (&Tensor, &Tensor),
+    ) -> Option<f64> {
         let own = |scores: &Tensor| scores.gather(1, &self.labels, false); // [images, 1]
         let (own_scores, own_moved) = (own(scores), own(moved));
         let penalised = direction * &self.bears;
-        let [flat, linear, square] = [
-            dot(&(weights * &self.bears), weights),
-            dot(&penalised, weights),
-            dot(&penalised, direction),
-        ];
+        let [flat, linear, square] =
+            [dot(&(weights * &self.bears), weights), dot(&penalised, weights), dot(&penalised, direction)];
         // Value and slope at a length.
         let at = |length: f64| {
             let there = scores + moved * length;

@@ -80,7 +80,8 @@ fn zero_shot_needs_no_bank_and_takes_the_names_of_the_dataset() {
     let split = readouts.score(0, &Tensor::cat(&[&images * -1.0, images.shallow_clone()], 0), &[3]).unwrap();
     let text = crate::evaluate::zero_shot::text_encoder(&asked(&digest), &library, &image_tower()).unwrap();
     let classes =
-        crate::evaluate::zero_shot::class_embeddings(&text, &asked(&digest), &datasets[0].dataset.classes).unwrap();
+        crate::evaluate::zero_shot::class_embeddings(&text, &asked(&digest), &datasets[0].dataset.classes)
+            .unwrap();
     let expected = crate::evaluate::zero_shot::score(&images, &[3, 2, 3, 1, 3], &classes).unwrap();
     assert_eq!(split[0].hits, expected.hits);
     let whole = readouts.score(1, &images, &[3]).unwrap();

@@ -279,11 +279,7 @@ impl Spec {
             "evaluation.dtype",
             "must be f32: the sweep computes in f32 only so far".into(),
         );
-        list.when(
-            evaluation.refine > 0,
-            "evaluation.refine",
-            "is not there yet".into(),
-        );
+        list.when(evaluation.refine > 0, "evaluation.refine", "is not there yet".into());
         self.readout_problems(list);
         list.within("evaluation.alphas", evaluation.alphas.len() as f64, 1.0, ALPHAS_MAX as f64);
         let ascending = evaluation.alphas.windows(2).all(|pair| pair[0] < pair[1]);

@@ -164,10 +164,17 @@ fn readouts_beside_k_nn_have_rules_and_ids_of_their_own() {
     let ids: Vec<String> = spec.evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
     assert_eq!(ids.len(), 6);
     assert_eq!(ids[4], "linear-c0.1_1_10-fifths-direct224-cls-f32");
-    assert!(ids[5].starts_with("zeroshot-clip-abababababab-") && ids[5].ends_with("-direct224-cls-f32"), "{}", ids[5]);
+    assert!(
+        ids[5].starts_with("zeroshot-clip-abababababab-") && ids[5].ends_with("-direct224-cls-f32"),
+        "{}",
+        ids[5]
+    );
     assert_eq!(spec.assets(), ["vit", "pairs", "minilm", "d", "clip"]);
 
-    assert_eq!(parse_spec(with("linear_probe", json!({}))).unwrap().evaluation.linear_probe.unwrap().c, [1.0]);
+    assert_eq!(
+        parse_spec(with("linear_probe", json!({}))).unwrap().evaluation.linear_probe.unwrap().c,
+        [1.0]
+    );
     for (c, field) in [
         (json!([]), "evaluation.linear_probe.c"),
         (json!([1, 1]), "evaluation.linear_probe.c"),

@@ -49,14 +49,14 @@ pub fn score(question: &Question, c: &[f64], dataset: &str) -> Result<Score> {
     }
     let folds = folds(&bank.labels, question.classes, dataset, Draw::Scored);
     let mut places = vec![0; bank.labels.len()];
-    for fold in 0..FOLDS {
+    for (fold, which) in ORDINALS.iter().enumerate() {
         let (others, own) = (bank.part(&folds, |of| of != fold), bank.part(&folds, |of| of == fold));
         if own.labels.is_empty() {
             continue;
         }
         let classifier = others
             .best(c, question.classes, dataset)
-            .with_context(|| format!("fitting four fifths of the bank, the {} left out", ORDINALS[fold]))?;
+            .with_context(|| format!("fitting four fifths of the bank, the {which} left out"))?;
         let found = standings(&own.features.matmul(&classifier), &own.labels);
         let queries = folds.iter().enumerate().filter(|(_, of)| **of == fold).map(|(query, _)| query);
         queries.zip(found).for_each(|(query, standing)| places[query] = standing);

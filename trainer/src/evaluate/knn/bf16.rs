@@ -9,7 +9,7 @@
 //! whose last term is the sum's own rounding. Around their mean μ rows are short, however alike an encoder makes them,
 //! and so is the bound.
 
-use super::super::rows::{Rows, in_pieces};
+use super::super::rows::{Rows, in_pieces, similarity};
 use super::Neighbour;
 use super::search::{ROUNDING, Search, Shortlist, Way};
 use std::arch::x86_64::{
@@ -135,6 +135,8 @@ impl Bank {
             })
             .collect();
 
+        // Written here, so that it is compiled for this processor.
+        let exact = |query| move |place: u32| similarity(query, search.bank.row(place as usize));
         let panels = self.pairs.len() / self.width;
         let group = (GROUP_BYTES / (self.width * size_of::<BankPair>())).max(1);
         let mut products = [[0f32; COLUMNS]; QUERIES];
@@ -150,14 +152,14 @@ impl Bank {
                     for (row, mut passed) in passed.into_iter().enumerate().filter(|(_, passed)| *passed != 0)
                     {
                         let at = block * QUERIES + row;
-                        let (shortlist, exact) = (&mut shortlists[at], search.exact(begin + at));
+                        let (shortlist, query) = (&mut shortlists[at], search.queries.row(begin + at));
                         while passed != 0 {
                             let column = passed.trailing_zeros() as usize;
                             passed &= passed - 1;
                             let (place, product) = (panel * COLUMNS + column, products[row][column]);
                             let is_row = place < search.bank.len() && !search.is_itself(begin + at, place);
                             if is_row && product >= shortlist.floor {
-                                shortlist.offer(product, place as u32, &exact);
+                                shortlist.offer(product, place as u32, &exact(query));
                             }
                         }
                         floors[row] = shortlist.floor;
@@ -166,7 +168,7 @@ impl Bank {
             }
         }
         for (at, (list, mut shortlist)) in lists.iter_mut().zip(shortlists).enumerate() {
-            shortlist.settle(search.exact(begin + at));
+            shortlist.settle(&exact(search.queries.row(begin + at)));
             *list = shortlist.nearest();
         }
     }

@@ -95,7 +95,7 @@ impl Search<'_> {
             }
             in_pieces(&mut shortlists, 1, way.threads, |piece, shortlists| {
                 for (row, shortlist) in shortlists.iter_mut().enumerate() {
-                    shortlist.settle(self.exact(begin + piece + row));
+                    shortlist.settle(&self.exact(begin + piece + row));
                 }
             });
             lists.extend(shortlists.into_iter().map(Shortlist::nearest));
@@ -168,21 +168,33 @@ impl Shortlist {
         }
     }
 
-    /// Lets go of rows that others have ruled out. Where rows are so alike that their products decide too little, they
-    /// are compared exactly, so that a shortlist stays short.
+    /// Keeps a shortlist short. Where rows are so alike that their products decide too little, they are compared exactly.
     fn thin(&mut self, exact: &impl Fn(u32) -> f32) {
-        let (_, (product, _), _) = self.likely.select_nth_unstable_by(self.k - 1, |a, b| b.0.total_cmp(&a.0));
-        let least = f64::from(*product) - 2.0 * self.error;
-        self.raise(least);
-        let floor = self.floor;
-        self.likely.retain(|(product, _)| *product >= floor);
+        self.rule_out();
         if self.likely.len() > self.k + SPARE {
-            self.settle(exact);
+            self.compare(exact);
         }
     }
 
     /// Compares exactly all that are left.
-    pub fn settle(&mut self, exact: impl Fn(u32) -> f32) {
+    pub fn settle(&mut self, exact: &impl Fn(u32) -> f32) {
+        self.rule_out();
+        self.compare(exact);
+    }
+
+    /// Lets go of rows that k others are surely nearer than.
+    fn rule_out(&mut self) {
+        if self.likely.len() > self.k {
+            let by_product = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0);
+            let (_, (product, _), _) = self.likely.select_nth_unstable_by(self.k - 1, by_product);
+            let floor = f64::from(*product) - 2.0 * self.error;
+            self.raise(floor);
+        }
+        let floor = self.floor;
+        self.likely.retain(|(product, _)| *product >= floor);
+    }
+
+    fn compare(&mut self, exact: &impl Fn(u32) -> f32) {
         self.best
             .extend(self.likely.drain(..).map(|(_, place)| Neighbour { place, similarity: exact(place) }));
         self.best.sort_unstable_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.place.cmp(&b.place)));

@@ -2,9 +2,9 @@
 //! for their class with exp(similarity / T). What its code leaves to chance is decided here: neighbours by
 //! (similarity descending, place ascending), classes by (score descending, label ascending).
 //!
-//! A similarity is the f32 nearest to the product of two f32 rows summed in f64 ([`similarity`](super::rows::similarity)), so it is the
-//! same on every machine, whatever the chunks, the threads and the instructions. Few are ever computed: a cheap product
-//! with a proven bound of its error ([`search`]) rules the others out.
+//! A similarity is the f32 nearest to the product of two f32 rows summed in f64 (`rows.rs`), so it is the same on every
+//! machine, whatever the chunks, the threads and the instructions. Few are ever computed: a cheap product with a proven
+//! bound of its error (`search.rs`) rules the others out.
 
 use super::rows::Rows;
 use super::standing::Score;

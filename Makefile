@@ -41,7 +41,8 @@ lint:
 
 bench:
 	@$(INSTALL) build data
-	@cd $(ROOT) && cargo build --release -p causeway-server -p causeway-trainer && cargo bench -p causeway-tests
+	@cd $(ROOT) && cargo build --release -p causeway-server -p causeway-trainer && cargo bench -p causeway-tests \
+		&& cargo bench -p causeway-trainer --bench causeway-knn
 
 chaos:
 	@$(INSTALL) build data

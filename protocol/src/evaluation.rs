@@ -61,7 +61,8 @@ pub struct Evaluation {
 #[serde(deny_unknown_fields)]
 pub struct LinearProbe {
     /// Inverse strengths C of the penalty, as scikit-learn counts it: C·Σ loss + ½·|W|². Of several, the one that is best
-    /// on a seeded fifth of the bank when fitted to the rest.
+    /// on a seeded fifth of the bank when fitted to the rest. A bank that is scored against itself is scored in fifths,
+    /// each by a classifier that was fitted to the other four.
     #[serde(default = "default_c")]
     pub c: Vec<f64>,
 }
@@ -72,6 +73,9 @@ pub struct LinearProbe {
 pub struct ZeroShot {
     /// Name of the text encoder asset whose embeddings share a space with the encoder's features.
     pub text_encoder: String,
+    /// sha256 of the text encoder's weights, `model.safetensors`: a point belongs to them and not to their name.
+    #[serde(default)]
+    pub digest: String,
     /// Sentences with `{}` in the class name's place. A class is the mean of their normalised embeddings.
     #[serde(default = "default_templates")]
     pub templates: Vec<String>,
@@ -208,11 +212,12 @@ impl Readout {
             Readout::Knn { k, temperature, .. } => format!("knn{k}-t{temperature}"),
             Readout::LinearProbe(probe) => {
                 let c: Vec<String> = probe.c.iter().map(f64::to_string).collect();
-                format!("linear-c{}", c.join("_"))
+                format!("linear-c{}-fifths", c.join("_"))
             }
             Readout::ZeroShot(zero_shot) => {
                 let templates = sha256_hex(zero_shot.templates.join("\n").as_bytes());
-                format!("zeroshot-{}-{}", zero_shot.text_encoder, &templates[..8])
+                let weights = zero_shot.digest.get(..12).unwrap_or(&zero_shot.digest);
+                format!("zeroshot-{}-{weights}-{}", zero_shot.text_encoder, &templates[..8])
             }
         }
     }

@@ -377,7 +377,8 @@ impl Spec {
         let datasets = self.evaluation.datasets.iter().map(|dataset| dataset.asset.as_str());
         let method = self.method.iter().flat_map(Method::assets);
         let retention = self.retention.iter().flat_map(Retention::assets);
-        weights.chain(captions).chain(method).chain(retention).chain(datasets).collect()
+        let zero_shot = self.evaluation.zero_shot.iter().map(|zero_shot| zero_shot.text_encoder.as_str());
+        weights.chain(captions).chain(method).chain(retention).chain(datasets).chain(zero_shot).collect()
     }
 
     /// The word that names what is trained: the method's, `mae` for a pretraining, `evaluate` where nothing is.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 mod method;
+mod readout;
 
 /// A field that breaks a rule.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
@@ -277,11 +278,6 @@ impl Spec {
             let again = datasets[..at].iter().any(|earlier| earlier.asset == dataset.asset);
             list.when(again, &format!("evaluation.datasets[{at}].asset"), "is named twice".into());
         }
-        list.when(
-            evaluation.linear_probe.is_some() || evaluation.zero_shot.is_some(),
-            "evaluation",
-            "linear_probe and zero_shot are not there yet".into(),
-        );
         list.within("evaluation.refine", f64::from(evaluation.refine), 0.0, f64::from(REFINE_MAX));
         list.when(
             evaluation.refine > 0 && (evaluation.alphas.len() < 2 || evaluation.alphas[0] != Alpha::ZERO),
@@ -297,6 +293,7 @@ impl Spec {
             "evaluation.parts",
             "must be 1 where θ1 is a soup: each part would cook its own; evaluate the soup's checkpoint instead".into(),
         );
+        self.readout_problems(list);
         list.within("evaluation.alphas", evaluation.alphas.len() as f64, 1.0, ALPHAS_MAX as f64);
         let ascending = evaluation.alphas.windows(2).all(|pair| pair[0] < pair[1]);
         list.when(!ascending, "evaluation.alphas", "must ascend without repeats".into());

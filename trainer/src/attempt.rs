@@ -12,6 +12,7 @@ mod soup;
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
 use crate::evaluate::parts::Brought;
+use crate::evaluate::readout::Readouts;
 use crate::evaluate::store::{self, Place, Store};
 use crate::evaluate::sweep::{self, Measured, Sweep};
 use crate::journal::Journal;
@@ -183,6 +184,7 @@ impl<'a> Attempt<'a> {
         // Before training, so that a corrupt image is known now and not when the checkpoint is waiting for it.
         let datasets =
             sweep::read_datasets(&self.library, &spec.evaluation, self.environment.threads as usize)?;
+        let readouts = Readouts::prepare(&spec.evaluation, &datasets, &self.library, &backbone.config)?;
 
         let theta1 = match (spec.kind, self.lease.phase) {
             (Kind::Finetune | Kind::Pretrain, Phase::Train) => {
@@ -217,6 +219,7 @@ impl<'a> Attempt<'a> {
         let sweep = Sweep {
             evaluation: &spec.evaluation,
             datasets: &datasets,
+            readouts: &readouts,
             backbone: &backbone.digest,
             line: &line,
             known: &self.lease.known_points,

@@ -4,6 +4,7 @@
 use crate::attempt::material;
 use crate::data::asset::{AssetKind, Library};
 use crate::data::captions::Captions;
+use crate::evaluate::readout::Readouts;
 use crate::methods::{self, Widths};
 use crate::spec_file;
 use crate::weights::Backbone;
@@ -59,6 +60,7 @@ impl Plan {
         let captions = library.get(&recipe.captions.asset, AssetKind::Captions)?;
         let pairs = Captions::list(captions)?.images.len();
         let widths = material::widths(&spec, &library)?;
+        Readouts::check(&spec.evaluation, &library, &backbone.config)?;
         describe(&spec, &recipe, &backbone, widths, pairs)
     }
 }
@@ -128,15 +130,17 @@ fn evaluated(evaluation: &Evaluation) -> String {
         0 => String::new(),
         rounds => format!(" and up to {} more around the best", 2 * rounds),
     };
+    let readouts: Vec<String> =
+        evaluation.protocols().iter().map(|protocol| protocol.readout.label()).collect();
     let arithmetic = match evaluation.dtype {
         Dtype::F32 => "",
         Dtype::Bf16 => ", in bf16",
         Dtype::F16 => ", in f16, which is slow on a CPU",
     };
     format!(
-        "evaluation: {datasets} at {} α{refined}, k = {:?}{arithmetic}\n",
+        "evaluation: {datasets} at {} α{refined} by {}{arithmetic}\n",
         evaluation.alphas.len(),
-        evaluation.k
+        readouts.join(", ")
     )
 }
 

@@ -166,3 +166,50 @@ fn what_belongs_to_another_method_or_term_is_refused() {
     document["captions"]["train_text_encoder"] = json!(true);
     assert_eq!(fields(document), ["captions.train_text_encoder"]);
 }
+
+#[test]
+fn readouts_beside_k_nn_have_rules_and_ids_of_their_own() {
+    let with = |field: &str, value: serde_json::Value| {
+        let mut document = minimal();
+        document["evaluation"][field] = value;
+        document
+    };
+    let digest = "ab".repeat(32);
+    let mut document = with("linear_probe", json!({"c": [0.1, 1, 10]}));
+    document["evaluation"]["zero_shot"] =
+        json!({"text_encoder": "clip", "digest": digest, "templates": ["a {}", "the {}."]});
+    let spec = parse_spec(document).unwrap();
+    let ids: Vec<String> = spec.evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
+    assert_eq!(ids.len(), 6);
+    assert_eq!(ids[4], "linear-c0.1_1_10-fifths-direct224-cls-f32");
+    assert!(
+        ids[5].starts_with("zeroshot-clip-abababababab-") && ids[5].ends_with("-direct224-cls-f32"),
+        "{}",
+        ids[5]
+    );
+    assert_eq!(spec.assets(), ["vit", "pairs", "minilm", "d", "clip"]);
+
+    assert_eq!(
+        parse_spec(with("linear_probe", json!({}))).unwrap().evaluation.linear_probe.unwrap().c,
+        [1.0]
+    );
+    for (c, field) in [
+        (json!([]), "evaluation.linear_probe.c"),
+        (json!([1, 1]), "evaluation.linear_probe.c"),
+        (json!([0]), "evaluation.linear_probe.c[0]"),
+        (json!([1, 1e9]), "evaluation.linear_probe.c[1]"),
+        (json!((1..=17).collect::<Vec<u32>>()), "evaluation.linear_probe.c"),
+    ] {
+        assert_eq!(fields(with("linear_probe", json!({"c": c}))), [field]);
+    }
+    let zero_shot = |digest: &str, templates: serde_json::Value| {
+        with("zero_shot", json!({"text_encoder": "clip", "digest": digest, "templates": templates}))
+    };
+    assert_eq!(fields(zero_shot("", json!(["a {}"]))), ["evaluation.zero_shot.digest"]);
+    assert_eq!(fields(with("zero_shot", json!({"text_encoder": "clip"}))), ["evaluation.zero_shot.digest"]);
+    for templates in [json!(["a photo"]), json!(["{} and {}"]), json!(["a {}\n"])] {
+        assert_eq!(fields(zero_shot(&digest, templates)), ["evaluation.zero_shot.templates[0]"]);
+    }
+    assert_eq!(fields(zero_shot(&digest, json!(["a {}", "a {}"]))), ["evaluation.zero_shot.templates[1]"]);
+    assert_eq!(fields(zero_shot(&digest, json!([]))), ["evaluation.zero_shot.templates"]);
+}

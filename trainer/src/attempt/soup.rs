@@ -6,7 +6,7 @@ use super::narrate::say;
 use crate::data::asset::AssetKind;
 use crate::data::dataset::Dataset;
 use crate::evaluate::input::Input;
-use crate::evaluate::sweep;
+use crate::evaluate::readout;
 use crate::train::CHECKPOINT;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::interpolate::Line;
@@ -115,7 +115,7 @@ impl Judge<'_> {
             Ok(())
         })?;
         let features = Tensor::cat(&features, 0); // [images, dim]
-        let scores = sweep::score(self.dataset, &features, &[self.neighbours()], *temperature)?;
+        let scores = readout::knn(self.dataset, &features, &[self.neighbours()], *temperature)?;
         Ok(scores.first().map_or(0, |score| score.hits.count()))
     }
 }

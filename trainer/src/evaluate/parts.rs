@@ -152,7 +152,8 @@ mod tests {
             }
             Ok(())
         };
-        let sweep = worker.begin(&worker.evaluation, &[], &store, emit);
+        let readouts = worker.readouts(&worker.evaluation);
+        let sweep = worker.begin((&worker.evaluation, &readouts), &[], &store, emit);
         sweep.run_part(Part { index, of: 3 }, folder.path()).unwrap();
         files
     }
@@ -171,7 +172,8 @@ mod tests {
             }
             Ok(())
         };
-        let mut sweep = fixture.begin(&evaluation, &[], &store, emit);
+        let readouts = fixture.readouts(&evaluation);
+        let mut sweep = fixture.begin((&evaluation, &readouts), &[], &store, emit);
         sweep.brought = Brought::take_in(&store, files, blobs).unwrap();
         sweep.run().unwrap();
         (points, computed)

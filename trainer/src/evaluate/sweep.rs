@@ -3,14 +3,14 @@
 //! asked, never how images are put into batches, so a point has the same bits whether it is computed alone or in a sweep.
 
 use super::features::{Extraction, Piece, Step, checkpoint_at};
-use super::knn::{self, Question};
 use super::pace::Pace;
 use super::parts::{Brought, Maker, gather, ranges, share};
+use super::readout::{Readouts, Scored};
 use super::refine::Refinement;
 use super::store::{Features, Store};
 use super::work::Work;
 use crate::data::asset::{AssetKind, Library, file_sha256};
-use crate::data::dataset::{Dataset, Labelled};
+use crate::data::dataset::Dataset;
 use crate::data::fingerprint::Fingerprint;
 use crate::weights::interpolate::Line;
 use anyhow::{Context, Result};
@@ -57,6 +57,8 @@ pub struct Sweep<'a> {
     pub evaluation: &'a Evaluation,
     /// Its datasets, in its order.
     pub datasets: &'a [Measured],
+    /// How features become classes.
+    pub readouts: &'a Readouts<'a>,
     /// Digest of θ0.
     pub backbone: &'a str,
     /// From θ0 to θ1, in the evaluation's arithmetic.
@@ -279,9 +281,7 @@ impl Sweep<'_> {
         };
         let choosing = self.evaluation.choosing();
         for ((alpha, places), (features, stamp)) in missing.iter().zip(features) {
-            let mut records =
-                self.points(&self.datasets[at], &state.protocols, places, *alpha, &features.tensor()?)?;
-            records.iter_mut().for_each(|record| record.stamp = stamp.clone());
+            let records = self.points(at, &state.protocols, places, *alpha, (&features.tensor()?, &stamp))?;
             for (place, record) in places.iter().zip(records) {
                 if *place == choosing {
                     state.refinement.measured(at, *alpha, &record.hits);
@@ -294,27 +294,26 @@ impl Sweep<'_> {
 
     fn points(
         &self,
-        measured: &Measured,
+        at: usize,
         protocols: &[Protocol],
         places: &[usize],
         alpha: Alpha,
-        features: &Tensor,
+        (features, stamp): (&Tensor, &NumericsStamp),
     ) -> Result<Vec<PointRecord>> {
-        let ks: Vec<u32> = places.iter().filter_map(|place| protocols[*place].readout.k()).collect();
-        let scores = score(&measured.dataset, features, &ks, self.evaluation.temperature)
-            .with_context(|| format!("at α = {alpha}"))?;
-        let record = |(place, score): (&usize, knn::Score)| PointRecord {
+        let measured = &self.datasets[at];
+        let scores = self.readouts.score(at, features, places).with_context(|| format!("at α = {alpha}"))?;
+        let record = |(place, scored): (&usize, Scored)| PointRecord {
             backbone: self.backbone.to_owned(),
             checkpoint: checkpoint_at(self.line, alpha),
             dataset: measured.digest.clone(),
             protocol: protocols[*place].clone(),
             alpha,
             n: measured.dataset.queries().len() as u32,
-            correct: score.hits.count(),
-            correct_top5: score.correct_top5,
-            correct_per_class: measured.dataset.per_class(&score.hits),
-            hits: score.hits,
-            stamp: self.stamp.clone(),
+            correct: scored.hits.count(),
+            correct_top5: scored.correct_top5,
+            correct_per_class: scored.correct_per_class,
+            hits: scored.hits,
+            stamp: stamp.clone(),
         };
         Ok(places.iter().zip(scores).map(record).collect())
     }
@@ -348,27 +347,6 @@ fn leave(file: &Path, folder: &Path) -> Result<BlobRef> {
     fs::hard_link(file, &mine).or_else(|_| fs::copy(file, &mine).map(drop)).with_context(context)?;
     let bytes = fs::metadata(&mine).with_context(context)?.len();
     Ok(BlobRef { sha256: file_sha256(&mine)?, bytes, file: name })
-}
-
-/// k-NN of a dataset for each k.
-///
-/// # Shapes
-/// `features` [images, dim], f32, the bank's first
-///
-/// # Errors
-/// Features that are not finite.
-pub fn score(dataset: &Dataset, features: &Tensor, ks: &[u32], temperature: f64) -> Result<Vec<knn::Score>> {
-    let labels = |images: &[Labelled]| images.iter().map(|image| image.label).collect::<Vec<u32>>();
-    let bank_size = dataset.bank.len() as i64;
-    let queries = dataset.query.as_ref().map(|query| features.narrow(0, bank_size, query.len() as i64));
-    let question = Question {
-        bank: &features.narrow(0, 0, bank_size),
-        bank_labels: &labels(&dataset.bank),
-        queries: queries.as_ref(),
-        query_labels: &labels(dataset.queries()),
-        classes: dataset.classes.len(),
-    };
-    knn::score(&question, ks, temperature)
 }
 
 impl Measured {

@@ -2,8 +2,10 @@
 
 use super::features::Extraction;
 use super::parts::Brought;
+use super::readout::Readouts;
 use super::store::{Place, Store};
 use super::sweep::{Measured, Sweep};
+use crate::data::asset::Library;
 use crate::data::dataset::{Dataset, Labelled, Source};
 use crate::models::vit::tiny;
 use crate::random::SplitMix64;
@@ -84,12 +86,16 @@ impl Fixture {
         store: &Store,
         emit: &mut dyn FnMut(Event) -> Result<()>,
     ) -> Result<()> {
-        self.begin(evaluation, known, store, emit).run()
+        self.begin((evaluation, &self.readouts(evaluation)), known, store, emit).run()
+    }
+
+    pub fn readouts(&self, evaluation: &Evaluation) -> Readouts<'_> {
+        Readouts::prepare(evaluation, &self.datasets, &Library::default(), self.line.config()).unwrap()
     }
 
     pub fn begin<'a>(
         &'a self,
-        evaluation: &'a Evaluation,
+        (evaluation, readouts): (&'a Evaluation, &'a Readouts<'a>),
         known: &'a [KnownPoint],
         store: &'a Store,
         emit: &'a mut dyn FnMut(Event) -> Result<()>,
@@ -97,6 +103,7 @@ impl Fixture {
         Sweep {
             evaluation,
             datasets: &self.datasets,
+            readouts,
             backbone: &self.backbone.digest,
             line: &self.line,
             known,

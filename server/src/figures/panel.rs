@@ -263,7 +263,7 @@ fn draw_line(
             &fill,
             if key.look.hollow || key.look.marker.is_stroked() { 1.5 } else { 0.0 },
         );
-        if key.best.is_some_and(|best| best.alpha == place.alpha && best.alpha > 0.0) {
+        if key.best.as_ref().is_some_and(|best| best.alpha == place.alpha && best.alpha > 0.0) {
             let _ = write!(
                 out,
                 r#"<circle class="best" cx="{}" cy="{}" r="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#,

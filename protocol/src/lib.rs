@@ -18,8 +18,8 @@ pub use alpha::Alpha;
 pub use describe::Description;
 pub use digest::{hex, selection_half, sha256_hex};
 pub use evaluation::{
-    Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout, Role,
-    ZeroShot,
+    Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout,
+    Role, ZeroShot,
 };
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream};

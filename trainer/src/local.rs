@@ -275,7 +275,8 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
             }
             Event::Point(point) => {
                 let accuracy = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
-                accuracies.insert((point.dataset.as_str(), point.alpha, point.protocol.id.as_str()), accuracy);
+                accuracies
+                    .insert((point.dataset.as_str(), point.alpha, point.protocol.id.as_str()), accuracy);
             }
             _ => {}
         }
@@ -284,10 +285,8 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
     let mut text = String::new();
     for dataset in &spec.evaluation.datasets {
         let Some((digest, title, queries)) = titles.get(dataset.asset.as_str()) else { continue };
-        text += &format!(
-            "\n{title} ({}), {queries} images, accuracy in percent\n     α",
-            dataset.role.as_str()
-        );
+        text +=
+            &format!("\n{title} ({}), {queries} images, accuracy in percent\n     α", dataset.role.as_str());
         for protocol in &protocols {
             text += &format!("  {:>6}", protocol.readout.label());
         }

@@ -136,7 +136,8 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
     let protocols = asked_protocols(pool, filter).await?;
     let mut list: Vec<Curve> = Vec::new();
     for row in rows {
-        let asked = protocols.get(&row.run_id).and_then(|all| all.iter().find(|asked| asked.id == row.protocol));
+        let asked =
+            protocols.get(&row.run_id).and_then(|all| all.iter().find(|asked| asked.id == row.protocol));
         let Some(protocol) = asked else { continue };
         let continues = list.last().is_some_and(|curve| {
             curve.run_id == row.run_id && curve.dataset.digest == row.digest && curve.protocol == row.protocol

@@ -5,8 +5,8 @@ use crate::{
     Result,
     curves::{Curve, Point},
     figures::{
-        Baseline, BestRule, Dataset, Differences, FigureInput, Halves, Paired, Queries, RobustnessKind, Score,
-        SeedCurve, Variant, effective, paired, relative,
+        Baseline, BestRule, Dataset, Differences, FigureInput, Halves, Paired, Queries, RobustnessKind,
+        Score, SeedCurve, Variant, effective, paired, relative,
         stats::{mean, percent},
     },
 };
@@ -192,7 +192,8 @@ impl Measured {
     fn from_backbone(&self, line: usize, dataset: usize, alpha: Alpha, on: Queries) -> Option<Differences> {
         let seeds = &self.input.variants.get(line)?.seeds;
         let there = seeds.iter().filter(|seed| self.hits(&seed.checkpoint, dataset, alpha).is_some());
-        let pairs: Vec<_> = there.map(|seed| (("", Alpha::ZERO), (seed.checkpoint.as_str(), alpha))).collect();
+        let pairs: Vec<_> =
+            there.map(|seed| (("", Alpha::ZERO), (seed.checkpoint.as_str(), alpha))).collect();
         self.differences(&pairs, dataset, on)
     }
 
@@ -202,7 +203,13 @@ impl Measured {
     }
 
     /// The same, averaged over the datasets of a role.
-    pub fn role_against_backbone(&self, line: usize, role: &str, alpha: Alpha, on: Queries) -> Option<Paired> {
+    pub fn role_against_backbone(
+        &self,
+        line: usize,
+        role: &str,
+        alpha: Alpha,
+        on: Queries,
+    ) -> Option<Paired> {
         let parts: Option<Vec<Differences>> =
             self.of_role(role).map(|dataset| self.from_backbone(line, dataset, alpha, on)).collect();
         paired(&parts?)
@@ -269,8 +276,7 @@ impl Measured {
     /// The line through all backbones that were measured on these datasets under this protocol. The random values that
     /// a pretraining begins with are no backbone.
     async fn baseline(&self, pool: &PgPool, protocol: &str, guard: &str) -> Result<Option<Baseline>> {
-        let digests: Vec<String> =
-            self.input.datasets.iter().map(|dataset| dataset.digest.clone()).collect();
+        let digests: Vec<String> = self.input.datasets.iter().map(|dataset| dataset.digest.clone()).collect();
         let rows = sqlx::query!(
             "select c.backbone, c.dataset, p.n, p.correct from curve c join point p on p.curve_id = c.id
              where c.checkpoint = '' and p.alpha = 0 and c.protocol = $1 and c.dataset = any($2)

@@ -110,7 +110,9 @@ fn print_best(line: &Value, curves: &[&Value]) {
         Some("half") => "chosen on one half of the images, numbers of the other half",
         _ => "best on test",
     };
-    println!("  {checkpoint:.8}: best α {alpha}, {chosen}; points against the backbone, 95 % intervals over images");
+    println!(
+        "  {checkpoint:.8}: best α {alpha}, {chosen}; points against the backbone, 95 % intervals over images"
+    );
     for reported in best["reported"].as_array().into_iter().flatten() {
         let at = format!("α {}", reported["alpha"]);
         for role in reported["roles"].as_array().into_iter().flatten() {

@@ -252,7 +252,8 @@ fn panel_line(variant: &Variant, at: usize, backbone: Option<Score>) -> PanelLin
             .chain(seed.scores[at].iter().map(|(alpha, s)| (alpha.as_f64(), percent(s.correct, s.n))))
             .collect(),
     });
-    let deltas: Option<Vec<(f64, f64)>> = points.iter().map(|place| Some((place.alpha, place.delta?))).collect();
+    let deltas: Option<Vec<(f64, f64)>> =
+        points.iter().map(|place| Some((place.alpha, place.delta?))).collect();
     PanelLine { seeds: seeds.collect(), area: deltas.and_then(|deltas| area(&deltas)), points }
 }
 

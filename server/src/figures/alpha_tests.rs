@@ -1,8 +1,8 @@
 use super::*;
 use crate::figures::input::{Dataset, Halves, Variant};
+use crate::figures::panel::{NARROW, panel_svg};
 use causeway_protocol::Role;
 use uuid::Uuid;
-use crate::figures::panel::{NARROW, panel_svg};
 
 fn dataset(title: &str, role: Role) -> Dataset {
     Dataset {
@@ -47,6 +47,7 @@ fn input(seeds: Vec<SeedCurve>) -> FigureInput {
             ordinal: 0,
             seeds,
         }],
+        stamps: Vec::new(),
     }
 }
 
@@ -74,7 +75,8 @@ fn two_seeds_give_their_mean_and_range_and_leave_from_the_backbone() {
 
 #[test]
 fn three_seeds_give_a_t_interval_and_no_thin_lines() {
-    let seeds = [60, 62, 64].iter().enumerate().map(|(seed, one)| curve(seed as i64, &[&[70, *one], &[50, 50]]));
+    let seeds =
+        [60, 62, 64].iter().enumerate().map(|(seed, one)| curve(seed as i64, &[&[70, *one], &[50, 50]]));
     let figure = alpha_figure(&input(seeds.collect()), OPTIONS);
     let line = &figure.panels[0].lines[0];
     assert!(line.seeds.is_empty());
@@ -88,7 +90,8 @@ fn three_seeds_give_a_t_interval_and_no_thin_lines() {
 #[test]
 fn a_place_says_what_each_half_and_each_class_had_and_what_computed_it() {
     let mut input = input(vec![curve(0, &[&[71, 60], &[52, 54]]), curve(1, &[&[73, 64], &[51, 57]])]);
-    let halves = |chosen: u32, reported: u32| Some(Halves { chosen_on: (chosen, 50), reported_on: (reported, 50) });
+    let halves =
+        |chosen: u32, reported: u32| Some(Halves { chosen_on: (chosen, 50), reported_on: (reported, 50) });
     input.backbone[0].as_mut().unwrap().halves = halves(35, 35);
     for (seed, (chosen, class)) in [(36, 80.0), (38, 90.0)].into_iter().enumerate() {
         let score = input.variants[0].seeds[seed].scores[0].get_mut(&Alpha::ONE).unwrap();

@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn without_halves_everywhere_it_is_best_on_test() {
-        let guard = [(0.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0), (0.7, 0.0, 0.0, -0.5), (1.0, 0.0, 0.0, -4.0)];
+        let guard =
+            [(0.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0), (0.7, 0.0, 0.0, -0.5), (1.0, 0.0, 0.0, -4.0)];
         let panels = [panel(Role::Ood, &OOD, true), panel(Role::Id, &guard, false)];
         let best = best_alpha(&rule(true), &panels, 0).unwrap();
         // α = 1 gains most on all queries but costs 4 points.

@@ -54,7 +54,8 @@ impl Differences {
                 rest &= rest - 1;
                 let up = |word: u64| (word >> bit & 1) as usize;
                 // Never negative: a query can lose at most `seeds` right answers.
-                let value = words.iter().fold(seeds, |value, (before, after)| value + up(*after) - up(*before));
+                let value =
+                    words.iter().fold(seeds, |value, (before, after)| value + up(*after) - up(*before));
                 counts[value] += 1;
             }
         }
@@ -81,7 +82,9 @@ impl Differences {
 
     /// The mean difference, a share.
     pub fn mean(&self) -> f64 {
-        self.shares().map(|(value, share)| value * share).sum()
+        let right = |at: usize, count: u32| (at as i64 - self.seeds as i64) * i64::from(count);
+        let sum: i64 = self.counts.iter().enumerate().map(|(at, count)| right(at, *count)).sum();
+        sum as f64 / (f64::from(self.n()) * self.seeds as f64)
     }
 
     /// Mean of the squared differences.
@@ -181,7 +184,11 @@ impl Series {
         let mut u = 0.0;
         for _ in 0..60 {
             let miss = self.below(u) - p;
-            if miss > 0.0 { hi = u } else { lo = u }
+            if miss > 0.0 {
+                hi = u
+            } else {
+                lo = u
+            }
             let step = u - miss / self.density(u);
             let next = if step > lo && step < hi { step } else { (lo + hi) / 2.0 };
             if (next - u).abs() < 1e-9 {

@@ -28,9 +28,8 @@ impl Uniform {
 #[test]
 fn differences_are_counted_per_query_over_seeds_and_among_those_asked_for() {
     // Query 0 gains for both seeds, 1 for one, 2 gains and loses, 3 loses for one, 69 loses for both.
-    let flags = |right: &[usize]| {
-        Hits::from_flags(&(0..70).map(|query| right.contains(&query)).collect::<Vec<_>>())
-    };
+    let flags =
+        |right: &[usize]| Hits::from_flags(&(0..70).map(|query| right.contains(&query)).collect::<Vec<_>>());
     let before = flags(&[3, 69]);
     let (one, two) = (flags(&[0, 1, 3, 2]), flags(&[0]));
     let other = flags(&[2, 3, 69]);

@@ -122,11 +122,8 @@ fn draw_front(out: &mut String, front: &[(f64, f64)], scale: &Scale) {
     for (x, y) in front.iter().skip(1) {
         let _ = write!(out, "V{}H{}", short(scale.y(*y)), short(scale.x(*x)));
     }
-    let _ = write!(
-        out,
-        r#"V{}" fill="none" stroke="var(--edge)" stroke-width="1.5"/>"#,
-        short(HEIGHT - BOTTOM)
-    );
+    let _ =
+        write!(out, r#"V{}" fill="none" stroke="var(--edge)" stroke-width="1.5"/>"#, short(HEIGHT - BOTTOM));
 }
 
 fn scale(paths: &[Path<'_>]) -> Scale {

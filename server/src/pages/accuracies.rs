@@ -40,7 +40,8 @@ pub struct AccuracyRow {
 
 /// One table per dataset.
 pub fn accuracies(figure: &AlphaFigure, measured: &Measured) -> Vec<Accuracies> {
-    let halved = figure.lines.iter().filter_map(|line| line.best.as_ref()).all(|best| best.chosen == Chosen::Half);
+    let halved =
+        figure.lines.iter().filter_map(|line| line.best.as_ref()).all(|best| best.chosen == Chosen::Half);
     let on = if halved { Queries::ReportedOn } else { Queries::All };
     let guard = figure.rule.guard.map_or(String::new(), |guard| {
         format!(" that costs mean {} at most {}", role_word(guard), points(figure.rule.keep))

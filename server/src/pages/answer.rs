@@ -32,8 +32,9 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
     let mut details = Vec::new();
     let sentence = if best.alpha > 0.0 {
         let brings = best.brings;
-        let paired = Alpha::from_f64(best.alpha)
-            .and_then(|alpha| measured.role_against_backbone(at, figure.rule.goal, alpha, best.chosen.reports()));
+        let paired = Alpha::from_f64(best.alpha).and_then(|alpha| {
+            measured.role_against_backbone(at, figure.rule.goal, alpha, best.chosen.reports())
+        });
         let cost = match (guard, brings.guard) {
             (Some(guard), Some(delta)) if delta <= -0.05 => format!(" for {} of {guard}", points(delta)),
             (Some(guard), Some(delta)) if delta >= 0.05 => format!(" and {} on {guard}", points(delta)),
@@ -43,7 +44,8 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
         let place = format!("at α {} ({})", best.alpha, line.seeds);
         let clear = paired.is_none_or(|paired| paired.interval.lo > 0.0);
         details.extend(paired.map(|paired| {
-            let interval = format!("{} 95 % interval over images {}", paired.kind.name(), interval_text(&paired));
+            let interval =
+                format!("{} 95 % interval over images {}", paired.kind.name(), interval_text(&paired));
             match clear {
                 true => format!("The gain's {interval}."),
                 false => format!(
@@ -109,9 +111,7 @@ fn robust(figure: &AlphaFigure, measured: &Measured) -> Option<String> {
         (RobustnessKind::Effective, backbones) => {
             format!("Effective robustness at α 1, above the line through {backbones} backbones")
         }
-        (RobustnessKind::RelativeToBackbone, _) => {
-            "Relative to the backbone at α 1, ΔOOD − ΔID".to_owned()
-        }
+        (RobustnessKind::RelativeToBackbone, _) => "Relative to the backbone at α 1, ΔOOD − ΔID".to_owned(),
     };
     Some(format!("{name}: {}.", told.join("; ")))
 }

@@ -68,7 +68,8 @@ async fn names(pool: &PgPool, curves: &[Curve]) -> Result<HashMap<String, Vec<St
 }
 
 fn table(curve: &Curve, names: &[String], best: Option<&Best>) -> Option<ClassTable> {
-    let queries = curve.dataset.queries_per_class.as_deref().filter(|queries| queries.len() == names.len())?;
+    let queries =
+        curve.dataset.queries_per_class.as_deref().filter(|queries| queries.len() == names.len())?;
     let counts = |alpha: Alpha| -> Option<&[i32]> {
         let point = curve.points.iter().find(|point| point.alpha == alpha)?;
         point.correct_per_class.as_deref().filter(|counts| counts.len() == queries.len())
@@ -111,7 +112,9 @@ fn table(curve: &Curve, names: &[String], best: Option<&Best>) -> Option<ClassTa
     let mean = |counts: &[i32]| 100.0 * mean_per_class(counts, queries).unwrap_or(0.0);
     let mut rows = vec![row("mean of the classes", queries.iter().sum(), true, &mean)];
     rows.extend(
-        order.iter().map(|class| row(&names[*class], queries[*class], false, &|counts| share(counts, *class))),
+        order
+            .iter()
+            .map(|class| row(&names[*class], queries[*class], false, &|counts| share(counts, *class))),
     );
     Some(ClassTable {
         title: curve.dataset.title.clone(),
@@ -237,7 +240,10 @@ mod tests {
                 ("b", vec![cell("50.0", "", ""), cell("100.0", "+50.0", "gain")]),
             ]
         );
-        assert_eq!((table.shown.as_str(), table.heads.as_slice()), ("all 2 classes", &["α 0".to_owned(), "α 1".to_owned()][..]));
+        assert_eq!(
+            (table.shown.as_str(), table.heads.as_slice()),
+            ("all 2 classes", &["α 0".to_owned(), "α 1".to_owned()][..])
+        );
         let named = HashMap::from([("d".to_owned(), names.to_vec())]);
         assert!(rows(&[curve], &named).ends_with("\"Digits\",d,ood,p,1,2,\"c\",0,0,\n"));
     }
@@ -245,7 +251,8 @@ mod tests {
     #[test]
     fn of_many_classes_the_ends_are_shown() {
         // Class c gains c − 15 of 100 at α = 1.
-        let at = |moved: bool| (0..30).map(|class| 50 + if moved { class - 15 } else { 0 }).collect::<Vec<i32>>();
+        let at =
+            |moved: bool| (0..30).map(|class| 50 + if moved { class - 15 } else { 0 }).collect::<Vec<i32>>();
         let names: Vec<String> = (0..30).map(|class| format!("class {class}")).collect();
         let curve = curve(vec![100; 30], &[(0, at(false)), (10_000, at(true))]);
         let table = table(&curve, &names, None).unwrap();

@@ -219,7 +219,9 @@ async fn view(
             ("best", true) => {
                 "Each best α was chosen on a fixed half of each dataset's images; these are differences on the other half."
             }
-            ("best", false) => "Best on test: a best α was chosen on the images that it is shown for, which flatters it.",
+            ("best", false) => {
+                "Best on test: a best α was chosen on the images that it is shown for, which flatters it."
+            }
             _ => "",
         },
         differences,
@@ -317,12 +319,10 @@ fn differences(
     let datasets = &measured.input.datasets;
     let mut rows: Vec<(String, &'static str, bool, Vec<Difference>)> = Vec::new();
     for (at, dataset) in datasets.iter().enumerate() {
-        let cells = compared
-            .iter()
-            .map(|column| Difference {
-                name: dataset.short.clone(),
-                paired: one(*column, at).and_then(|part| paired(&[part])),
-            });
+        let cells = compared.iter().map(|column| Difference {
+            name: dataset.short.clone(),
+            paired: one(*column, at).and_then(|part| paired(&[part])),
+        });
         rows.push((dataset.short.clone(), dataset.role.as_str(), false, cells.collect()));
         let of_role: Vec<usize> =
             (0..datasets.len()).filter(|other| datasets[*other].role == dataset.role).collect();

@@ -15,7 +15,8 @@ use crate::{
     curves::{CurveFilter, curves},
     experiments::{Experiment, get_experiment},
     figures::{
-        self, AlphaFigure, Chosen, FigureOptions, PaperCaption, Queries, RobustnessKind, View, paper_svg, signed,
+        self, AlphaFigure, Chosen, FigureOptions, PaperCaption, Queries, RobustnessKind, View, paper_svg,
+        signed,
     },
     lines::KEEP,
     measured::{Measured, Source},
@@ -365,7 +366,8 @@ fn run_row(
         let digest = run.checkpoint.as_deref();
         shown(digest.and_then(|digest| measured.checkpoint_delta(digest, role, Alpha::ONE, Queries::All)))
     });
-    let curve = run.checkpoint.as_deref().and_then(|digest| Some((digest, measured.of_checkpoint(digest)?.0)));
+    let curve =
+        run.checkpoint.as_deref().and_then(|digest| Some((digest, measured.of_checkpoint(digest)?.0)));
     let best = curve.zip(figure).and_then(|((digest, line), figure)| {
         let best = figure.lines.get(line)?.best.as_ref()?;
         let alpha = Alpha::from_f64(best.alpha)?;

@@ -66,8 +66,15 @@ pub fn tables(figure: &AlphaFigure, measured: &Measured) -> Vec<Numbers> {
                     accuracy: cell(place),
                     interval: paired.as_ref().map_or(String::new(), interval_text),
                     mark: paired.map_or("", |paired| mark(&paired)),
-                    by_class: place.by_class.map_or(String::new(), |mean| format!("by class {}", value(mean))),
-                    stamps: place.stamps.iter().filter(|_| several).map(|stamp| stamp_letter(*stamp)).collect(),
+                    by_class: place
+                        .by_class
+                        .map_or(String::new(), |mean| format!("by class {}", value(mean))),
+                    stamps: place
+                        .stamps
+                        .iter()
+                        .filter(|_| several)
+                        .map(|stamp| stamp_letter(*stamp))
+                        .collect(),
                 })
             });
             NumberRow {

@@ -65,7 +65,8 @@ pub fn switches(protocols: &[Protocol], on: &Protocol, address: impl Fn(&str) ->
             let with = protocols.iter().filter(|protocol| word(protocol) == wanted).rev();
             let nearest = with.max_by_key(equal)?;
             // Two probes of different strengths have one label: then the id tells them apart.
-            let same = protocols.iter().filter(|other| word(other) == wanted && equal(other) == equal(&nearest));
+            let same =
+                protocols.iter().filter(|other| word(other) == wanted && equal(other) == equal(&nearest));
             let peers: Vec<&Protocol> = if thing == 0 { same.collect() } else { vec![nearest] };
             let link = |protocol: &Protocol| {
                 let plain = peers.len() == 1;
@@ -191,7 +192,10 @@ mod tests {
     fn the_usual_vote_in_f32_is_shown_first_and_an_unknown_protocol_never() {
         let all = [vote(20, Dtype::Bf16), vote(20, Dtype::F32)];
         assert_eq!(chosen(&all, None).unwrap().dtype, Dtype::F32);
-        assert_eq!(chosen(&[probe(Dtype::F32), vote(1, Dtype::F32), vote(7, Dtype::F32)], None).unwrap().readout.k(), Some(7));
+        assert_eq!(
+            chosen(&[probe(Dtype::F32), vote(1, Dtype::F32), vote(7, Dtype::F32)], None).unwrap().readout.k(),
+            Some(7)
+        );
         assert!(chosen(&all, Some("other")).is_none());
         assert!(words(&all[0]).starts_with("k 20, bf16 arithmetic, direct 224 px (k20-"));
     }

@@ -241,12 +241,7 @@ struct Drawn {
     sources: Vec<DataSource>,
 }
 
-async fn figure(
-    pool: &PgPool,
-    run: &Run,
-    spec: Option<&Spec>,
-    options: &Options,
-) -> Result<Option<Drawn>> {
+async fn figure(pool: &PgPool, run: &Run, spec: Option<&Spec>, options: &Options) -> Result<Option<Drawn>> {
     let mut protocols = spec.map(|spec| spec.evaluation.protocols()).unwrap_or_default();
     protocols::sort(&mut protocols);
     let asked = options.protocol.as_deref();

@@ -60,6 +60,9 @@ pub struct Measured {
     baseline: Option<Baseline>,
 }
 
+/// A checkpoint at an α.
+type Place<'a> = (&'a str, Alpha);
+
 /// How robust a line's checkpoints are, in points.
 #[derive(Clone, Debug)]
 pub struct LineRobustness {
@@ -88,14 +91,9 @@ impl Measured {
         left_out.sort_unstable();
         left_out.dedup();
         let datasets = datasets(pool, &curves).await?;
-        let halves = datasets.iter().map(|dataset| {
-            let half = selection_half(&dataset.digest, dataset.queries as usize);
-            let others: Vec<bool> = half.iter().map(|chosen| !chosen).collect();
-            (Hits::from_flags(&half), Hits::from_flags(&others))
-        });
         let protocol = curves.first().map(|curve| curve.protocol.clone()).unwrap_or_default();
         let mut measured = Measured {
-            halves: halves.collect(),
+            halves: datasets.iter().map(parted).collect(),
             input: FigureInput { backbone: vec![None; datasets.len()], datasets, ..FigureInput::default() },
             other_backbones: left_out.len(),
             ..Measured::default()
@@ -169,7 +167,7 @@ impl Measured {
     /// of any checkpoint.
     pub fn differences(
         &self,
-        pairs: &[((&str, Alpha), (&str, Alpha))],
+        pairs: &[(Place<'_>, Place<'_>)],
         dataset: usize,
         on: Queries,
     ) -> Option<Differences> {
@@ -189,7 +187,13 @@ impl Measured {
     }
 
     /// How the queries of a dataset change from the backbone to a line at α, those of its seeds that are there averaged.
-    fn from_backbone(&self, line: usize, dataset: usize, alpha: Alpha, on: Queries) -> Option<Differences> {
+    fn change_from_backbone(
+        &self,
+        line: usize,
+        dataset: usize,
+        alpha: Alpha,
+        on: Queries,
+    ) -> Option<Differences> {
         let seeds = &self.input.variants.get(line)?.seeds;
         let there = seeds.iter().filter(|seed| self.hits(&seed.checkpoint, dataset, alpha).is_some());
         let pairs: Vec<_> =
@@ -199,7 +203,7 @@ impl Measured {
 
     /// A line at α against the backbone on one dataset, over the same queries, its seeds averaged.
     pub fn against_backbone(&self, line: usize, dataset: usize, alpha: Alpha, on: Queries) -> Option<Paired> {
-        paired(&[self.from_backbone(line, dataset, alpha, on)?])
+        paired(&[self.change_from_backbone(line, dataset, alpha, on)?])
     }
 
     /// The same, averaged over the datasets of a role.
@@ -211,7 +215,7 @@ impl Measured {
         on: Queries,
     ) -> Option<Paired> {
         let parts: Option<Vec<Differences>> =
-            self.of_role(role).map(|dataset| self.from_backbone(line, dataset, alpha, on)).collect();
+            self.of_role(role).map(|dataset| self.change_from_backbone(line, dataset, alpha, on)).collect();
         paired(&parts?)
     }
 
@@ -309,6 +313,13 @@ impl Measured {
 
 /// Most points of backbones that a baseline is fitted to.
 const BASELINE_POINTS: i64 = 2_000;
+
+/// The half of a dataset's queries that an α is chosen on, and the other.
+fn parted(dataset: &Dataset) -> (Hits, Hits) {
+    let half = selection_half(&dataset.digest, dataset.queries as usize);
+    let others: Vec<bool> = half.iter().map(|chosen| !chosen).collect();
+    (Hits::from_flags(&half), Hits::from_flags(&others))
+}
 
 /// Number of flags set in both.
 fn both(left: &Hits, right: &Hits) -> u32 {
@@ -417,3 +428,7 @@ fn variants(sources: &[Source], scores: &HashMap<Uuid, RunScores>, datasets: usi
     }
     lines.into_iter().map(|(_, variant)| variant).collect()
 }
+
+#[cfg(test)]
+#[path = "measured_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 export interface Model {
   view: "accuracy" | "delta";
   span: number;
+  band_opacity: number;
   alphas: number[];
   lines: Line[];
   panels: Panel[];

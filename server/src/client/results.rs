@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_printed_with_its_named_interval() {
-        let value = json!({"delta": 3.14, "low": -0.2, "high": 5.0, "interval": "paired_bootstrap"});
+        let value = json!({"delta": 3.12, "low": -0.2, "high": 5.0, "interval": "paired_bootstrap"});
         assert_eq!(difference(&value), "+3.1 (-0.2 to +5.0, paired bootstrap)");
         assert_eq!((counts(&json!([1, 2])), counts(&Value::Null)), ("1 2".to_owned(), String::new()));
     }

@@ -47,6 +47,8 @@ pub struct AlphaFigure {
     pub panels: Vec<Panel>,
     /// How the best α was chosen.
     pub rule: BestRule,
+    /// Opacity of bands: less where many lie over one another.
+    pub band_opacity: f64,
 }
 
 /// A line as the key shows it.
@@ -195,6 +197,11 @@ pub fn alpha_figure(input: &FigureInput, options: FigureOptions) -> AlphaFigure 
         view: options.view,
         span,
         alphas: alphas.into_iter().map(Alpha::as_f64).collect(),
+        band_opacity: match lines.iter().filter(|line| !line.muted && line.n >= SEEDS_FOR_INTERVAL).count() {
+            0..=2 => 0.16,
+            3 | 4 => 0.1,
+            _ => 0.06,
+        },
         lines,
         rule: BestRule::for_roles(input.datasets.iter().map(|dataset| dataset.role), options.keep),
         panels,

@@ -12,7 +12,7 @@
 
 use super::stats::{Interval, Z};
 use causeway_protocol::Hits;
-use std::f64::consts::PI;
+use std::{f64::consts::PI, sync::LazyLock};
 
 /// Length on which the distribution is periodic, standard errors: what lies beyond ten of them is below 1e-13.
 const PERIOD: f64 = 24.0;
@@ -102,7 +102,10 @@ impl Differences {
 /// Sixty-four queries' flags.
 fn word(hits: &Hits, at: usize) -> u64 {
     let bytes = hits.0.get(8 * at..).unwrap_or_default();
-    bytes.iter().take(8).enumerate().fold(0, |word, (place, byte)| word | u64::from(*byte) << (8 * place))
+    match bytes.first_chunk() {
+        Some(whole) => u64::from_le_bytes(*whole),
+        None => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    }
 }
 
 /// The 95 % BCa interval of the mean over datasets of their mean differences, points. None where nothing varies.
@@ -118,7 +121,7 @@ pub fn bca_95(parts: &[Differences]) -> Option<Interval> {
         return None;
     }
     let distribution = Series::new(|t| characteristic(parts, t / error));
-    let normal = Series::new(|t| ((-t * t / 2.0).exp(), 0.0));
+    let normal = &*NORMAL;
     let bias = normal.quantile(distribution.below(0.0));
     let acceleration = of_sum(3) / error.powi(3) / 6.0;
     let end = |z: f64| {
@@ -127,6 +130,9 @@ pub fn bca_95(parts: &[Differences]) -> Option<Interval> {
     };
     Some(Interval { lo: end(-Z), hi: end(Z) })
 }
+
+/// The normal distribution, from its own characteristic function.
+static NORMAL: LazyLock<Series> = LazyLock::new(|| Series::new(|t| ((-t * t / 2.0).exp(), 0.0)));
 
 /// The characteristic function of a resample's deviation from the estimate: (real, imaginary).
 fn characteristic(parts: &[Differences], t: f64) -> (f64, f64) {
@@ -158,24 +164,25 @@ impl Series {
         Series { terms: terms.take_while(|(re, im)| re.hypot(*im) > DECAYED).collect() }
     }
 
-    /// Probability below `u`: the density's series, integrated term by term.
+    /// Probability below `u`.
     fn below(&self, u: f64) -> f64 {
-        let mut sum = 0.5 + u / PERIOD;
-        for (at, (re, im)) in self.terms.iter().enumerate() {
-            let t = frequency(at + 1);
-            let (sin, cos) = (t * u).sin_cos();
-            let far = if at.is_multiple_of(2) { -1.0 } else { 1.0 };
-            sum += 2.0 / PERIOD * (re * sin - im * (cos - far)) / t;
-        }
-        sum
+        self.at(u).0
     }
 
-    fn density(&self, u: f64) -> f64 {
-        let terms = self.terms.iter().enumerate().map(|(at, (re, im))| {
-            let (sin, cos) = (frequency(at + 1) * u).sin_cos();
-            re * cos + im * sin
-        });
-        (1.0 + 2.0 * terms.sum::<f64>()) / PERIOD
+    /// Probability below `u`, which is the density's series integrated term by term, and the density itself. Each
+    /// term's angle is the first one's, taken once more.
+    fn at(&self, u: f64) -> (f64, f64) {
+        let (step_sin, step_cos) = (frequency(1) * u).sin_cos();
+        let (mut sin, mut cos) = (0.0, 1.0);
+        let (mut below, mut density) = (0.5 + u / PERIOD, 1.0 / PERIOD);
+        let mut far = 1.0;
+        for (at, (re, im)) in self.terms.iter().enumerate() {
+            (sin, cos) = (sin * step_cos + cos * step_sin, cos * step_cos - sin * step_sin);
+            far = -far;
+            below += 2.0 / PERIOD * (re * sin - im * (cos - far)) / frequency(at + 1);
+            density += 2.0 / PERIOD * (re * cos + im * sin);
+        }
+        (below, density)
     }
 
     /// Where the probability below is `p`: Newton's steps inside a bracket that they cannot leave.
@@ -183,13 +190,14 @@ impl Series {
         let (mut lo, mut hi) = (-PERIOD / 3.0, PERIOD / 3.0);
         let mut u = 0.0;
         for _ in 0..60 {
-            let miss = self.below(u) - p;
+            let (below, density) = self.at(u);
+            let miss = below - p;
             if miss > 0.0 {
                 hi = u
             } else {
                 lo = u
             }
-            let step = u - miss / self.density(u);
+            let step = u - miss / density;
             let next = if step > lo && step < hi { step } else { (lo + hi) / 2.0 };
             if (next - u).abs() < 1e-9 {
                 return next;

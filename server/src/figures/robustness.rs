@@ -34,6 +34,16 @@ pub enum RobustnessKind {
     RelativeToBackbone,
 }
 
+impl RobustnessKind {
+    /// As heads of columns say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            RobustnessKind::Effective => "effective robustness",
+            RobustnessKind::RelativeToBackbone => "ΔOOD − ΔID",
+        }
+    }
+}
+
 impl Baseline {
     /// The line through backbones' (ID, OOD) accuracies, percent; none for fewer than three or where all have the
     /// same ID accuracy.

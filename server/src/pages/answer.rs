@@ -6,7 +6,7 @@ use crate::{
         AlphaFigure, Best, Chosen, Queries, RobustnessKind, points, role_word, signed,
         stats::{band, band_name, mean},
     },
-    measured::Measured,
+    measured::{LineRobustness, Measured},
 };
 use causeway_protocol::Alpha;
 
@@ -44,17 +44,14 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
         let place = format!("at α {} ({})", best.alpha, line.seeds);
         let clear = paired.is_none_or(|paired| paired.interval.lo > 0.0);
         details.extend(paired.map(|paired| {
-            let interval =
-                format!("{} 95 % interval over images {}", paired.kind.name(), interval_text(&paired));
-            match clear {
-                true => format!("The gain's {interval}."),
-                false => format!(
-                    "The most is {} on {goal} with {}, {place}; its {interval} {}.",
-                    signed(brings.goal),
-                    line.label,
-                    if paired.interval.holds_zero() { "holds 0" } else { "lies below 0" }
-                ),
+            let kind =
+                format!("{} 95 % interval over images is {}", paired.kind.name(), interval_text(&paired));
+            if clear {
+                return format!("The gain's {kind}.");
             }
+            let holds = if paired.interval.holds_zero() { "holds 0" } else { "lies below 0" };
+            let (most, label) = (signed(brings.goal), &line.label);
+            format!("The most is {most} on {goal} with {label}, {place}; its {kind}, which {holds}.")
         }));
         details.push(chosen_on(best, goal, guard));
         match clear {
@@ -70,7 +67,7 @@ pub fn answer(figure: &AlphaFigure, measured: &Measured) -> Option<Answer> {
         format!("No line gains on {goal}{guarded}: the best α is 0, the backbone.")
     };
     details.extend(ends(figure, measured));
-    details.extend(robust(figure, measured));
+    details.extend(measured.robustness(at).and_then(|found| robust(&line.label, &found)));
     Some(Answer { sentence, details })
 }
 
@@ -93,27 +90,24 @@ fn chosen_on(best: &Best, goal: &str, guard: Option<&str>) -> String {
     }
 }
 
-/// How robust the fine-tuned weights are, and which of the two numbers that is.
-fn robust(figure: &AlphaFigure, measured: &Measured) -> Option<String> {
-    let mut told = Vec::new();
-    let mut kind = None;
-    for (at, line) in figure.lines.iter().enumerate() {
-        let Some(found) = measured.robustness(at) else { continue };
-        let values: Vec<f64> = found.seeds.iter().map(|(_, value)| *value).collect();
-        let Some(mean) = mean(&values) else { continue };
-        let around = band(&values).map(|interval| {
-            format!(" ({} {} to {})", band_name(values.len()), signed(interval.lo), signed(interval.hi))
-        });
-        told.push(format!("{} {}{}", line.label, signed(mean), around.unwrap_or_default()));
-        kind = Some((found.kind, found.backbones));
-    }
-    let name = match kind? {
-        (RobustnessKind::Effective, backbones) => {
-            format!("Effective robustness at α 1, above the line through {backbones} backbones")
+/// How robust a line's fine-tuned weights are, and which of the two numbers that is.
+fn robust(label: &str, found: &LineRobustness) -> Option<String> {
+    let name = match found.kind {
+        RobustnessKind::Effective => {
+            format!("Effective robustness (above the line through {} backbones)", found.backbones)
         }
-        (RobustnessKind::RelativeToBackbone, _) => "Relative to the backbone at α 1, ΔOOD − ΔID".to_owned(),
+        RobustnessKind::RelativeToBackbone => "Relative to the backbone (ΔOOD − ΔID)".to_owned(),
     };
-    Some(format!("{name}: {}.", told.join("; ")))
+    Some(format!("{name} of {label} at α 1: {}.", robustness_text(found)?))
+}
+
+/// "+5.1, 95 % t +0.6 to +9.7".
+pub fn robustness_text(found: &LineRobustness) -> Option<String> {
+    let values: Vec<f64> = found.seeds.iter().map(|(_, value)| *value).collect();
+    let around = band(&values).map(|interval| {
+        format!(", {} {} to {}", band_name(values.len()), signed(interval.lo), signed(interval.hi))
+    });
+    Some(format!("{}{}", signed(mean(&values)?), around.unwrap_or_default()))
 }
 
 /// What the fine-tuned weights themselves did, and how many curves moved at all.

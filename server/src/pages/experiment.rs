@@ -146,9 +146,10 @@ pub async fn show(
     Path(id): Path<Uuid>,
     Query(options): Query<Options>,
 ) -> Result<Response> {
-    let loaded = load(&app.pool, id, &options).await?;
+    let mut loaded = load(&app.pool, id, &options).await?;
     let live = loaded.runs.iter().any(|run| ["queued", "running"].contains(&run.state.as_str()));
-    let measured = Measured::gather(&app.pool, loaded.curves.clone(), &sources(&loaded.runs)).await?;
+    let measured =
+        Measured::gather(&app.pool, std::mem::take(&mut loaded.curves), &sources(&loaded.runs)).await?;
     let protocol = loaded.protocol.as_ref();
     let figure = protocol.and_then(|shown| FigureView::new(&measured, figure_options(&options), shown));
     let mut roles: Vec<&'static str> = measured.input.datasets.iter().map(|d| d.role.as_str()).collect();

@@ -30,6 +30,8 @@ pub struct FigureView {
     pub caption: Vec<String>,
     /// The same numbers as tables.
     pub tables: Vec<numbers::Numbers>,
+    /// What each line says over all datasets: heads of the columns, rows, and what the column of robustness is.
+    pub lines: (Vec<String>, Vec<numbers::LineNumbers>, Option<&'static str>),
     /// What the tables' small numbers and marks are.
     pub notes: Vec<String>,
 }
@@ -106,10 +108,21 @@ impl FigureView {
             model: escape_json(&model),
             caption: caption(&figure, protocol, measured),
             notes: notes(&figure, measured),
+            lines: lines(&figure, measured),
             tables: numbers::tables(&figure, measured),
             figure,
         })
     }
+}
+
+fn lines(
+    figure: &AlphaFigure,
+    measured: &Measured,
+) -> (Vec<String>, Vec<numbers::LineNumbers>, Option<&'static str>) {
+    let (heads, rows) = numbers::lines(figure, measured);
+    let kind =
+        (0..figure.lines.len()).find_map(|line| measured.robustness(line)).map(|found| found.kind.name());
+    (heads, rows, kind)
 }
 
 /// Numbers of the model to a thousandth: the browser draws pixels.
@@ -290,6 +303,10 @@ fn notes(figure: &AlphaFigure, measured: &Measured) -> Vec<String> {
          95 % t interval over seeds (three and more). Below it: points against the backbone, with the 95 % interval of \
          the paired bootstrap over images (BCa), seeds averaged inside an image; † Agresti–Min's, where fewer than ten \
          images changed. Intervals over images say nothing about other seeds."
+            .to_owned(),
+        "Over all datasets: means of a role's datasets against the backbone, on the images that the best α was not chosen \
+         on (“on test”: on all), with the same intervals; robustness is at α 1 on all images, with the range or the 95 % \
+         t interval over seeds."
             .to_owned(),
         "Area: between the line and the backbone over α from 0 to 1, points·α by trapezoids; the mean gain of an α drawn \
          blindly."

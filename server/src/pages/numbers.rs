@@ -1,9 +1,15 @@
 //! The numbers of a figure as tables, which are always in the page, and as CSV.
 
-use super::figure::{Cell, cell};
+use super::{
+    answer::robustness_text,
+    figure::{Cell, cell},
+};
 use crate::{
     curves::Curve,
-    figures::{AlphaFigure, Paired, Queries, key_svg, role_word, signed, stats::wilson, value},
+    figures::{
+        AlphaFigure, Chosen, Paired, PairedInterval, Queries, key_svg, role_word, signed, stats::wilson,
+        tone, value,
+    },
     measured::Measured,
 };
 use causeway_protocol::Alpha;
@@ -95,6 +101,54 @@ pub fn tables(figure: &AlphaFigure, measured: &Measured) -> Vec<Numbers> {
     tables.collect()
 }
 
+/// What a line says over all datasets.
+#[derive(Debug)]
+pub struct LineNumbers {
+    /// Sample of the line.
+    pub sample: String,
+    /// Name.
+    pub name: String,
+    /// "2 seeds".
+    pub seeds: String,
+    /// "0.4", and "on test" where it was chosen on what is shown.
+    pub best: String,
+    /// The goal's and the guarded mean's change at the best α, at 0.5 and at 1: difference, interval, tone.
+    pub cells: Vec<Option<(String, String, &'static str)>>,
+    /// Robustness at α = 1.
+    pub robustness: String,
+}
+
+/// One row per line that has a best α, and the heads of its columns: the roles of the rule, at each of three α.
+pub fn lines(figure: &AlphaFigure, measured: &Measured) -> (Vec<String>, Vec<LineNumbers>) {
+    let roles: Vec<&'static str> = std::iter::once(figure.rule.goal).chain(figure.rule.guard).collect();
+    let heads = ["best α", "α 0.5", "α 1"]
+        .into_iter()
+        .flat_map(|place| roles.iter().map(move |role| format!("{} at {place}", role_word(role))));
+    let rows = figure.lines.iter().enumerate().filter_map(|(at, key)| {
+        let best = key.best.as_ref()?;
+        let cells = [best.alpha, 0.5, 1.0].into_iter().flat_map(|alpha| {
+            roles.iter().map(move |role| {
+                let alpha = Alpha::from_f64(alpha).filter(|alpha| *alpha > Alpha::ZERO)?;
+                let paired = measured.role_against_backbone(at, role, alpha, best.chosen.reports())?;
+                let interval = format!("{}{}", interval_text(&paired), mark(&paired));
+                Some((signed(paired.delta), interval, tone(paired.delta)))
+            })
+        });
+        Some(LineNumbers {
+            sample: key_svg(Some(key)),
+            name: key.label.clone(),
+            seeds: key.seeds.clone(),
+            best: match best.chosen {
+                Chosen::Half => best.alpha.to_string(),
+                Chosen::Test => format!("{} on test", best.alpha),
+            },
+            cells: cells.collect(),
+            robustness: measured.robustness(at).and_then(|found| robustness_text(&found)).unwrap_or_default(),
+        })
+    });
+    (heads.collect(), rows.collect())
+}
+
 /// "+0.4 to +5.8".
 pub fn interval_text(paired: &Paired) -> String {
     format!("{} to {}", signed(paired.interval.lo), signed(paired.interval.hi))
@@ -103,8 +157,8 @@ pub fn interval_text(paired: &Paired) -> String {
 /// A dagger on what is not the paired bootstrap's.
 pub fn mark(paired: &Paired) -> &'static str {
     match paired.kind {
-        crate::figures::PairedInterval::PairedBootstrap => "",
-        crate::figures::PairedInterval::AgrestiMin => "†",
+        PairedInterval::PairedBootstrap => "",
+        PairedInterval::AgrestiMin => "†",
     }
 }
 

@@ -36,10 +36,13 @@ pub fn sort(protocols: &mut [Protocol]) {
     });
 }
 
+/// What may differ between protocols: its name, and its value in words.
+type Thing = (&'static str, fn(&Protocol) -> String);
+
 /// One switch for the readout, and one for each other thing in which the protocols differ. A link changes its own
 /// thing and keeps the rest where such a protocol exists.
 pub fn switches(protocols: &[Protocol], on: &Protocol, address: impl Fn(&str) -> String) -> Vec<Switch> {
-    let things: [(&'static str, fn(&Protocol) -> String); 4] = [
+    let things: [Thing; 4] = [
         ("Readout", |protocol| protocol.readout.label()),
         ("Arithmetic", |protocol| dtype_word(protocol.dtype).to_owned()),
         ("Images", images),
@@ -144,7 +147,10 @@ mod tests {
         protocol(Readout::LinearProbe(LinearProbe { c: vec![1.0] }), dtype)
     }
 
-    fn told(switches: &[Switch]) -> Vec<(&str, Vec<(&str, &str, bool)>)> {
+    /// Name, and (label, protocol, whether it is shown) of each link.
+    type Told<'a> = (&'a str, Vec<(&'a str, &'a str, bool)>);
+
+    fn told(switches: &[Switch]) -> Vec<Told<'_>> {
         switches
             .iter()
             .map(|switch| {

@@ -4,6 +4,7 @@ use crate::{
     App, Error, Result, blobs,
     curves::{Curve, CurveFilter, curves},
     error::found,
+    lines::{Line, lines},
     page::{self, Page},
 };
 use axum::{
@@ -140,6 +141,8 @@ pub struct Comparison {
     pub checkpoints: Vec<Checkpoint>,
     /// Their curves.
     pub curves: Vec<Curve>,
+    /// Each checkpoint's best α and robustness, under each protocol; a checkpoint is a line of its own here.
+    pub lines: Vec<Line>,
     /// Paths in the specs whose values are not all equal, with the value of each checkpoint's run.
     pub differing: BTreeMap<String, Vec<Option<serde_json::Value>>>,
 }
@@ -153,7 +156,14 @@ pub async fn compare_handler(
 ) -> Result<Json<Comparison>> {
     let digests: Vec<&str> =
         query.checkpoints.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
-    compare(&app.pool, &digests, query.protocol).await.map(Json)
+    let mut comparison = compare(&app.pool, &digests, query.protocol).await?;
+    // Each checkpoint by itself, also where several are seeds of one variant.
+    for checkpoint in &comparison.checkpoints {
+        let own = comparison.curves.iter().filter(|curve| Some(curve.run_id) == checkpoint.run_id);
+        let own: Vec<Curve> = own.cloned().collect();
+        comparison.lines.extend(lines(&app.pool, &own).await?);
+    }
+    Ok(Json(comparison))
 }
 
 /// Puts checkpoints side by side.
@@ -182,7 +192,8 @@ pub async fn compare(pool: &PgPool, digests: &[&str], protocol: Option<String>) 
         protocol,
         ..CurveFilter::default()
     };
-    Ok(Comparison { curves: curves(pool, &filter).await?, differing: differing(&specs), checkpoints })
+    let curves = curves(pool, &filter).await?;
+    Ok(Comparison { curves, lines: Vec::new(), differing: differing(&specs), checkpoints })
 }
 
 /// The leaves in which documents differ, by path; lists are leaves.

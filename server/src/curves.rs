@@ -1,11 +1,15 @@
 //! Reading results: curves of accuracy against α, and the datasets they belong to.
 
-use crate::{App, Result};
+use crate::{
+    App, Result,
+    figures::stats::{area, mean},
+    lines::{Line, lines},
+};
 use axum::{
     Json,
     extract::{Path, Query, State},
 };
-use causeway_protocol::{Alpha, Hits};
+use causeway_protocol::{Alpha, Dtype, Hits, Protocol};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::collections::BTreeMap;
@@ -33,6 +37,13 @@ pub struct Curve {
     pub dataset: CurveDataset,
     /// Id of the protocol.
     pub protocol: String,
+    /// Its readout in words: `k 20`, `linear probe`, `zero-shot`.
+    pub readout: String,
+    /// Its arithmetic: `f32`, `bf16`, `f16`.
+    pub dtype: Dtype,
+    /// Area between the curve and the backbone over α in [0, 1], points·α (trapezoids through the measured α): the mean
+    /// gain of an α drawn blindly. Null until α = 0 and 1 are measured.
+    pub area: Option<f64>,
     /// The points by ascending α; α = 0 is the bare backbone and is shared by all runs.
     pub points: Vec<Point>,
 }
@@ -52,6 +63,8 @@ pub struct CurveDataset {
     pub ordinal: i32,
     /// Number of classes.
     pub classes: usize,
+    /// Images scored of each class; null for datasets read before this was kept.
+    pub queries_per_class: Option<Vec<i32>>,
 }
 
 /// One point.
@@ -67,6 +80,10 @@ pub struct Point {
     pub n: i32,
     /// Images whose first class is right.
     pub correct: i32,
+    /// Mean over the classes that have images of the share right inside a class; null for points of before.
+    pub mean_per_class: Option<f64>,
+    /// Images of each class whose first class is right; null for points of before.
+    pub correct_per_class: Option<Vec<i32>>,
     /// Which ones, for paired comparisons.
     pub hits: Hits,
     /// What computed it (`NumericsStamp`).
@@ -94,7 +111,9 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
     let rows = sqlx::query!(
         r#"select r.id as run_id, r.name as run, r.method, r.variant, r.seed, r.backbone as "backbone!", r.checkpoint,
                   d.digest, d.name, d.title, rd.role, rd.ordinal, jsonb_array_length(d.classes) as "classes!",
-                  c.protocol, (p.alpha * 10000)::int8 as "alpha!", p.n, p.correct, p.correct_top5, p.hits, p.stamp
+                  d.queries_per_class,
+                  c.protocol, (p.alpha * 10000)::int8 as "alpha!", p.n, p.correct, p.correct_top5,
+                  p.correct_per_class, p.hits, p.stamp
            from run r join run_dataset rd on rd.run_id = r.id join dataset d on d.digest = rd.dataset
            join curve c on c.backbone = r.backbone and c.dataset = d.digest
                        and c.checkpoint in ('', coalesce(r.checkpoint, ''))
@@ -118,9 +137,9 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
     let protocols = asked_protocols(pool, filter).await?;
     let mut list: Vec<Curve> = Vec::new();
     for row in rows {
-        if !protocols.get(&row.run_id).is_some_and(|ids| ids.contains(&row.protocol)) {
-            continue;
-        }
+        let asked =
+            protocols.get(&row.run_id).and_then(|all| all.iter().find(|asked| asked.id == row.protocol));
+        let Some(protocol) = asked else { continue };
         let continues = list.last().is_some_and(|curve| {
             curve.run_id == row.run_id && curve.dataset.digest == row.digest && curve.protocol == row.protocol
         });
@@ -140,29 +159,53 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
                     role: row.role,
                     ordinal: row.ordinal,
                     classes: usize::try_from(row.classes).unwrap_or(0),
+                    queries_per_class: Some(row.queries_per_class).filter(|counts| !counts.is_empty()),
                 },
                 protocol: row.protocol,
+                readout: protocol.readout.label(),
+                dtype: protocol.dtype,
+                area: None,
                 points: Vec::new(),
             });
         }
         if let (Some(curve), Some(alpha)) = (list.last_mut(), Alpha::from_ten_thousandths(row.alpha)) {
             let share = |count: i32| f64::from(count) / f64::from(row.n.max(1));
+            let classes = curve.dataset.queries_per_class.as_deref();
             curve.points.push(Point {
                 alpha,
                 top1: share(row.correct),
                 top5: share(row.correct_top5),
                 n: row.n,
                 correct: row.correct,
+                mean_per_class: classes.and_then(|queries| mean_per_class(&row.correct_per_class, queries)),
+                correct_per_class: Some(row.correct_per_class).filter(|counts| !counts.is_empty()),
                 hits: Hits(row.hits),
                 stamp: row.stamp,
             });
         }
     }
+    for curve in &mut list {
+        let base = curve.points.first().filter(|point| point.alpha == Alpha::ZERO).map(|point| point.top1);
+        let place = |point: &Point| Some((point.alpha.as_f64(), 100.0 * (point.top1 - base?)));
+        let places: Option<Vec<(f64, f64)>> = curve.points.iter().map(place).collect();
+        curve.area = places.and_then(|places| area(&places));
+    }
     Ok(list)
 }
 
+/// The mean over the classes that have queries of the share right inside a class. None if the counts do not fit.
+pub fn mean_per_class(correct: &[i32], queries: &[i32]) -> Option<f64> {
+    if correct.is_empty() || correct.len() != queries.len() {
+        return None;
+    }
+    let there = correct.iter().zip(queries).filter(|(_, queries)| **queries > 0);
+    let shares: Vec<f64> =
+        there.map(|(correct, queries)| f64::from(*correct) / f64::from(*queries)).collect();
+    mean(&shares)
+}
+
 /// The protocols each run's spec asks for.
-async fn asked_protocols(pool: &PgPool, filter: &CurveFilter) -> Result<BTreeMap<Uuid, Vec<String>>> {
+async fn asked_protocols(pool: &PgPool, filter: &CurveFilter) -> Result<BTreeMap<Uuid, Vec<Protocol>>> {
     let rows = sqlx::query!(
         r#"select id, spec as "spec: sqlx::types::Json<causeway_protocol::Spec>" from run
            where ($1::uuid is null or experiment_id = $1) and ($2::uuid is null or id = $2)
@@ -173,11 +216,7 @@ async fn asked_protocols(pool: &PgPool, filter: &CurveFilter) -> Result<BTreeMap
     )
     .fetch_all(pool)
     .await?;
-    let ids = rows.into_iter().map(|row| {
-        let protocols = row.spec.evaluation.protocols().into_iter().map(|protocol| protocol.id);
-        (row.id, protocols.collect())
-    });
-    Ok(ids.collect())
+    Ok(rows.into_iter().map(|row| (row.id, row.spec.evaluation.protocols())).collect())
 }
 
 /// Answer with curves.
@@ -185,6 +224,8 @@ async fn asked_protocols(pool: &PgPool, filter: &CurveFilter) -> Result<BTreeMap
 pub struct Curves {
     /// The curves.
     pub curves: Vec<Curve>,
+    /// What the curves of each line say together: runs that differ in nothing but the seed, under one protocol.
+    pub lines: Vec<Line>,
 }
 
 /// Which protocol to read.
@@ -205,7 +246,8 @@ pub async fn get_experiment_curves(
 ) -> Result<Json<Curves>> {
     crate::experiments::get_experiment(&app.pool, id).await?;
     let filter = CurveFilter { experiment: Some(id), protocol: query.protocol, ..CurveFilter::default() };
-    Ok(Json(Curves { curves: curves(&app.pool, &filter).await? }))
+    let curves = curves(&app.pool, &filter).await?;
+    Ok(Json(Curves { lines: lines(&app.pool, &curves).await?, curves }))
 }
 
 /// The curves of a run.
@@ -218,7 +260,8 @@ pub async fn get_run_curves(
 ) -> Result<Json<Curves>> {
     crate::runs::get_run(&app, id).await?;
     let filter = CurveFilter { run: Some(id), protocol: query.protocol, ..CurveFilter::default() };
-    Ok(Json(Curves { curves: curves(&app.pool, &filter).await? }))
+    let curves = curves(&app.pool, &filter).await?;
+    Ok(Json(Curves { lines: lines(&app.pool, &curves).await?, curves }))
 }
 
 /// A dataset that an evaluation has read.

@@ -27,6 +27,8 @@ pub mod experiments;
 pub mod figures;
 pub mod ingest;
 pub mod leases;
+pub mod lines;
+pub mod measured;
 pub mod metrics;
 pub mod page;
 pub mod pages;

@@ -3,6 +3,7 @@
 export interface Model {
   view: "accuracy" | "delta";
   span: number;
+  band_opacity: number;
   alphas: number[];
   lines: Line[];
   panels: Panel[];
@@ -70,7 +71,7 @@ export interface Layout {
 }
 
 // Seeds from which a t interval is shown; the same number as in server/src/figures/stats.rs.
-export const SEEDS_FOR_INTERVAL = 5;
+export const SEEDS_FOR_INTERVAL = 3;
 
 export const value = (percent: number) => percent.toFixed(1);
 

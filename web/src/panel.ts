@@ -13,7 +13,7 @@ export function drawPanel(model: Model, panel: Panel, layout: Layout, width: num
   const order = [...model.lines.keys()].sort((a, b) => Number(model.lines[b]!.muted) - Number(model.lines[a]!.muted));
   const marks: Plot.Markish[] = [
     ...axes(panel, layout, s),
-    ...order.flatMap((at) => line(model.lines[at]!, at, panel, layout, s)),
+    ...order.flatMap((at) => line(model, at, panel, layout, s)),
     ...(layout.labels ? panel.labels.map((label) => endLabel(model, panel, label, layout, s)) : []),
   ];
   if (panel.backbone !== null) {
@@ -82,7 +82,8 @@ function axes(panel: Panel, layout: Layout, s: number): Plot.Markish[] {
   }
 }
 
-function line(key: Line, at: number, panel: Panel, layout: Layout, s: number): Plot.Markish[] {
+function line(model: Model, at: number, panel: Panel, layout: Layout, s: number): Plot.Markish[] {
+  const key: Line = model.lines[at]!;
   const drawn = panel.lines[at]!;
   const colour = key.muted ? "var(--ink-2)" : `var(--s${key.slot})`;
   const y = (accuracy: number) => accuracy - panel.offset;
@@ -97,8 +98,8 @@ function line(key: Line, at: number, panel: Panel, layout: Layout, s: number): P
   const measured = drawn.points.filter((p) => p.n > 0);
   const banded = drawn.points.filter((p) => p.n === 0 || p.n >= SEEDS_FOR_INTERVAL);
   const marks: Plot.Markish[] = [];
-  if (banded.length > 1) {
-    marks.push(Plot.areaY(banded, { ...common, x: "alpha", y1: (p) => y(p.band?.[0] ?? p.mean), y2: (p) => y(p.band?.[1] ?? p.mean), fill: colour, fillOpacity: 0.16 }));
+  if (banded.length > 1 && !key.muted) {
+    marks.push(Plot.areaY(banded, { ...common, x: "alpha", y1: (p) => y(p.band?.[0] ?? p.mean), y2: (p) => y(p.band?.[1] ?? p.mean), fill: colour, fillOpacity: model.band_opacity }));
   }
   for (const seed of drawn.seeds) {
     marks.push(Plot.line(seed.points, { ...common, x: "0", y: (p: [number, number]) => y(p[1]), stroke: colour, strokeWidth: s, strokeOpacity: 0.45 }));

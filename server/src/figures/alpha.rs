@@ -3,91 +3,14 @@
 
 use super::best::{Best, BestRule, best_alpha};
 use super::identity::{DASHES, Identity, identity};
+use super::input::{FigureInput, Queries, Score, SeedCurve, Variant};
 use super::panel::WIDE;
 use super::scale::{common_span, difference_scale, spread, ticks};
-use super::stats::{SEEDS_FOR_INTERVAL, band, mean, percent, wilson};
+use super::stats::{SEEDS_FOR_INTERVAL, area, band, mean, percent, wilson};
 use super::words::{describe_panel, end_label};
-use causeway_protocol::{Alpha, Role};
+use causeway_protocol::Alpha;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
-use uuid::Uuid;
-
-/// What was measured under one protocol.
-#[derive(Clone, Debug, Default)]
-pub struct FigureInput {
-    /// The datasets in the order of their panels: id, target, ood, then as in the spec.
-    pub datasets: Vec<Dataset>,
-    /// The backbone's score on each dataset, where there is one yet.
-    pub backbone: Vec<Option<Score>>,
-    /// The lines.
-    pub variants: Vec<Variant>,
-}
-
-/// A dataset as figures and captions show it.
-#[derive(Clone, Debug)]
-pub struct Dataset {
-    /// Its digest.
-    pub digest: String,
-    /// Title in full.
-    pub title: String,
-    /// Title as panels show it: without what follows a comma, where that still tells the datasets apart.
-    pub short: String,
-    /// Its part in the evaluation.
-    pub role: Role,
-    /// Licence of the images.
-    pub licence: String,
-    /// Where the images come from.
-    pub source: String,
-    /// Images scored.
-    pub queries: u32,
-    /// Neighbours.
-    pub bank: u32,
-    /// Whether the two are the same images.
-    pub leave_one_out: bool,
-    /// Number of classes.
-    pub classes: usize,
-}
-
-/// Right answers among queries.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Score {
-    /// Queries.
-    pub n: u32,
-    /// Right answers.
-    pub correct: u32,
-}
-
-/// Runs whose specs differ in nothing but the seed.
-#[derive(Clone, Debug)]
-pub struct Variant {
-    /// Label of the line.
-    pub label: String,
-    /// Label at the line's end, where there is room for a word.
-    pub short: String,
-    /// The method's word.
-    pub method: String,
-    /// How many variants of the same method come before it.
-    pub ordinal: usize,
-    /// One curve per seed.
-    pub seeds: Vec<SeedCurve>,
-}
-
-/// The curve of one checkpoint on every dataset.
-#[derive(Clone, Debug)]
-pub struct SeedCurve {
-    /// The seed.
-    pub seed: i64,
-    /// The run that made it.
-    pub run: Uuid,
-    /// Its name.
-    pub run_name: String,
-    /// The checkpoint's digest.
-    pub checkpoint: String,
-    /// Number of α that its spec asks for, α = 0 included.
-    pub wanted: usize,
-    /// Scores by α, for each dataset, without α = 0.
-    pub scores: Vec<BTreeMap<Alpha, Score>>,
-}
+use std::collections::BTreeSet;
 
 /// What the reader asked for.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +47,8 @@ pub struct AlphaFigure {
     pub panels: Vec<Panel>,
     /// How the best α was chosen.
     pub rule: BestRule,
+    /// Opacity of bands: less where many lie over one another.
+    pub band_opacity: f64,
 }
 
 /// A line as the key shows it.
@@ -160,7 +85,7 @@ impl LineKey {
 }
 
 /// One dataset's panel.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Panel {
     /// Title of the dataset.
     pub title: String,
@@ -189,16 +114,18 @@ pub struct Panel {
 }
 
 /// One line in one panel.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct PanelLine {
     /// The line through the seeds' means, from the backbone to the last α that every seed has.
     pub points: Vec<Place>,
-    /// One thin line per seed, where there are two to four.
+    /// One thin line per seed, where there are two.
     pub seeds: Vec<SeedLine>,
+    /// Area between the line and the backbone, points·α; none until α = 1 is measured.
+    pub area: Option<f64>,
 }
 
 /// One measured place of a line.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Place {
     /// α.
     pub alpha: f64,
@@ -208,10 +135,19 @@ pub struct Place {
     pub delta: Option<f64>,
     /// Seeds in the mean; 0 for the backbone's place, which belongs to no run.
     pub n: usize,
-    /// Range of the seeds (two to four) or t interval (five and more), percent.
+    /// Range of two seeds or t interval of three and more, percent.
     pub band: Option<(f64, f64)>,
     /// Wilson's interval over queries where there is one seed, percent.
     pub wilson: Option<(f64, f64)>,
+    /// Mean minus the backbone's on the half of the queries that α is chosen on, and on the other half, points.
+    #[serde(skip)]
+    pub halves: Option<(f64, f64)>,
+    /// Mean over classes of the accuracy inside a class, and over seeds, percent.
+    #[serde(skip)]
+    pub by_class: Option<f64>,
+    /// What computed it: indices of the figure's stamps, ascending.
+    #[serde(skip)]
+    pub stamps: Vec<usize>,
 }
 
 /// The thin line of one seed.
@@ -261,6 +197,11 @@ pub fn alpha_figure(input: &FigureInput, options: FigureOptions) -> AlphaFigure 
         view: options.view,
         span,
         alphas: alphas.into_iter().map(Alpha::as_f64).collect(),
+        band_opacity: match lines.iter().filter(|line| !line.muted && line.n >= SEEDS_FOR_INTERVAL).count() {
+            0..=2 => 0.16,
+            3 | 4 => 0.1,
+            _ => 0.06,
+        },
         lines,
         rule: BestRule::for_roles(input.datasets.iter().map(|dataset| dataset.role), options.keep),
         panels,
@@ -294,33 +235,21 @@ fn panel_line(variant: &Variant, at: usize, backbone: Option<Score>) -> PanelLin
         .filter(|seed| seed.scores.get(at).is_some_and(|scores| !scores.is_empty()))
         .collect();
     let base = backbone.map(|score| percent(score.correct, score.n));
-    let start = base.map(|mean| Place {
-        alpha: 0.0,
-        mean,
-        delta: Some(0.0),
+    let start = backbone.map(|score| Place {
         n: 0,
         band: None,
-        wilson: backbone.and_then(|s| wilson(s.correct, s.n)).map(|i| (i.lo, i.hi)),
+        halves: score.halves.map(|_| (0.0, 0.0)),
+        ..place(Alpha::ZERO, &[score], backbone)
     });
     let alphas: BTreeSet<Alpha> = started.iter().flat_map(|seed| seed.scores[at].keys().copied()).collect();
     // A mean over fewer seeds than the place before it would draw a step that no run has.
     let means = alphas.iter().filter_map(|alpha| {
         let scores: Option<Vec<Score>> =
             started.iter().map(|seed| seed.scores[at].get(alpha).copied()).collect();
-        let scores = scores?;
-        let values: Vec<f64> = scores.iter().map(|score| percent(score.correct, score.n)).collect();
-        let single = if let [one] = scores.as_slice() { wilson(one.correct, one.n) } else { None };
-        let mean = mean(&values)?;
-        Some(Place {
-            alpha: alpha.as_f64(),
-            mean,
-            delta: base.map(|base| mean - base),
-            n: values.len(),
-            band: band(&values).map(|i| (i.lo, i.hi)),
-            wilson: single.map(|i| (i.lo, i.hi)),
-        })
+        scores.filter(|scores| !scores.is_empty()).map(|scores| place(*alpha, &scores, backbone))
     });
-    let points = if started.is_empty() { Vec::new() } else { start.into_iter().chain(means).collect() };
+    let points: Vec<Place> =
+        if started.is_empty() { Vec::new() } else { start.into_iter().chain(means).collect() };
     let thin = if (2..SEEDS_FOR_INTERVAL).contains(&started.len()) { started } else { Vec::new() };
     let seeds = thin.into_iter().map(|seed| SeedLine {
         seed: seed.seed,
@@ -330,7 +259,30 @@ fn panel_line(variant: &Variant, at: usize, backbone: Option<Score>) -> PanelLin
             .chain(seed.scores[at].iter().map(|(alpha, s)| (alpha.as_f64(), percent(s.correct, s.n))))
             .collect(),
     });
-    PanelLine { points, seeds: seeds.collect() }
+    let deltas: Option<Vec<(f64, f64)>> =
+        points.iter().map(|place| Some((place.alpha, place.delta?))).collect();
+    PanelLine { seeds: seeds.collect(), area: deltas.and_then(|deltas| area(&deltas)), points }
+}
+
+/// The mean of the seeds' scores at one α.
+fn place(alpha: Alpha, scores: &[Score], backbone: Option<Score>) -> Place {
+    let values = |on: Queries| scores.iter().map(|score| score.percent(on)).collect::<Option<Vec<f64>>>();
+    let against = |on: Queries| Some(mean(&values(on)?)? - backbone?.percent(on)?);
+    let all = values(Queries::All).unwrap_or_default();
+    let single = if let [one] = scores { wilson(one.correct, one.n) } else { None };
+    let by_class: Option<Vec<f64>> = scores.iter().map(|score| score.by_class).collect();
+    let stamps: BTreeSet<usize> = scores.iter().map(|score| score.stamp).collect();
+    Place {
+        alpha: alpha.as_f64(),
+        mean: mean(&all).unwrap_or(0.0),
+        delta: against(Queries::All),
+        n: scores.len(),
+        band: band(&all).map(|i| (i.lo, i.hi)),
+        wilson: single.map(|i| (i.lo, i.hi)),
+        halves: against(Queries::ChosenOn).zip(against(Queries::ReportedOn)),
+        by_class: by_class.and_then(|values| mean(&values)),
+        stamps: stamps.into_iter().collect(),
+    }
 }
 
 fn line_keys(input: &FigureInput, panels: &[Panel], keep: f64) -> Vec<LineKey> {

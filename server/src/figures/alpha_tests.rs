@@ -1,5 +1,8 @@
 use super::*;
+use crate::figures::input::{Dataset, Halves, Variant};
 use crate::figures::panel::{NARROW, panel_svg};
+use causeway_protocol::Role;
+use uuid::Uuid;
 
 fn dataset(title: &str, role: Role) -> Dataset {
     Dataset {
@@ -21,7 +24,7 @@ fn curve(seed: i64, by_dataset: &[&[u32]]) -> SeedCurve {
     let scores = by_dataset.iter().map(|percents| {
         let count = percents.len() as i64;
         let alpha = |at: usize| Alpha::from_ten_thousandths((at as i64 + 1) * 10_000 / count).unwrap();
-        percents.iter().enumerate().map(|(at, p)| (alpha(at), Score { n: 100, correct: *p })).collect()
+        percents.iter().enumerate().map(|(at, p)| (alpha(at), Score::new(100, *p))).collect()
     });
     SeedCurve {
         seed,
@@ -36,7 +39,7 @@ fn curve(seed: i64, by_dataset: &[&[u32]]) -> SeedCurve {
 fn input(seeds: Vec<SeedCurve>) -> FigureInput {
     FigureInput {
         datasets: vec![dataset("Stamps", Role::Target), dataset("Digits", Role::Ood)],
-        backbone: vec![Some(Score { n: 100, correct: 70 }), Some(Score { n: 100, correct: 50 })],
+        backbone: vec![Some(Score::new(100, 70)), Some(Score::new(100, 50))],
         variants: vec![Variant {
             label: "film".to_owned(),
             short: "film".to_owned(),
@@ -44,6 +47,7 @@ fn input(seeds: Vec<SeedCurve>) -> FigureInput {
             ordinal: 0,
             seeds,
         }],
+        stamps: Vec::new(),
     }
 }
 
@@ -70,6 +74,36 @@ fn two_seeds_give_their_mean_and_range_and_leave_from_the_backbone() {
 }
 
 #[test]
+fn three_seeds_give_a_t_interval_and_no_thin_lines() {
+    let seeds =
+        [60, 62, 64].iter().enumerate().map(|(seed, one)| curve(seed as i64, &[&[70, *one], &[50, 50]]));
+    let figure = alpha_figure(&input(seeds.collect()), OPTIONS);
+    let line = &figure.panels[0].lines[0];
+    assert!(line.seeds.is_empty());
+    // Standard deviation 2; t with 2 degrees is 4.303.
+    let (lo, hi) = line.points[2].band.unwrap();
+    assert!((hi - lo - 2.0 * 4.303 * 2.0 / 3.0_f64.sqrt()).abs() < 1e-9);
+    // From 0 by 0 at α 0.5 to −8 at 1: half of the second strip of width one half.
+    assert!((line.area.unwrap() + 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_place_says_what_each_half_and_each_class_had_and_what_computed_it() {
+    let mut input = input(vec![curve(0, &[&[71, 60], &[52, 54]]), curve(1, &[&[73, 64], &[51, 57]])]);
+    let halves =
+        |chosen: u32, reported: u32| Some(Halves { chosen_on: (chosen, 50), reported_on: (reported, 50) });
+    input.backbone[0].as_mut().unwrap().halves = halves(35, 35);
+    for (seed, (chosen, class)) in [(36, 80.0), (38, 90.0)].into_iter().enumerate() {
+        let score = input.variants[0].seeds[seed].scores[0].get_mut(&Alpha::ONE).unwrap();
+        (score.halves, score.by_class, score.stamp) = (halves(chosen, 30), Some(class), seed);
+    }
+    let place = &panel(&input, 0).lines[0].points[2];
+    assert_eq!(place.halves, Some((4.0, -10.0)));
+    assert_eq!((place.by_class, place.stamps.as_slice()), (Some(85.0), [0, 1].as_slice()));
+    assert_eq!(panel(&input, 0).lines[0].points[1].halves, None);
+}
+
+#[test]
 fn one_seed_has_wilsons_interval_and_no_thin_line() {
     let figure = alpha_figure(&input(vec![curve(0, &[&[71, 60], &[52, 54]])]), OPTIONS);
     let line = &figure.panels[0].lines[0];
@@ -80,11 +114,11 @@ fn one_seed_has_wilsons_interval_and_no_thin_line() {
 fn the_best_alpha_gains_most_within_what_may_be_lost() {
     // At α = 1 digits gain most, but stamps lose 8 points; at 0.5 they lose none.
     let figure = alpha_figure(&input(vec![curve(0, &[&[71, 62], &[52, 57]])]), OPTIONS);
-    let best = figure.lines[0].best.unwrap();
-    assert_eq!((best.alpha, best.goal_delta, best.guard_delta), (0.5, 2.0, Some(1.0)));
+    let best = figure.lines[0].best.clone().unwrap();
+    assert_eq!((best.alpha, best.brings.goal, best.brings.guard), (0.5, 2.0, Some(1.0)));
     assert_eq!((figure.rule.goal, figure.rule.guard), ("ood", Some("target")));
     let lost = alpha_figure(&input(vec![curve(0, &[&[60, 62], &[52, 57]])]), OPTIONS);
-    assert_eq!(lost.lines[0].best.unwrap().alpha, 0.0);
+    assert_eq!(lost.lines[0].best.as_ref().unwrap().alpha, 0.0);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! interval, its sign and its number.
 
 use super::identity::short;
+use super::paired::Paired;
 use super::scale::{difference_scale, ticks};
-use super::stats::Paired;
 use super::words::signed;
 use std::fmt::Write;
 
@@ -73,7 +73,12 @@ pub fn difference_svg(row: &Difference, axis: (f64, f64, f64)) -> String {
     match &row.paired {
         Some(paired) => {
             let (lo, hi) = (signed(paired.interval.lo), signed(paired.interval.hi));
-            let _ = write!(out, r#"{} points, interval {lo} to {hi}">"#, signed(paired.delta));
+            let _ = write!(
+                out,
+                r#"{} points, {} 95 % interval {lo} to {hi}">"#,
+                signed(paired.delta),
+                paired.kind.name()
+            );
         }
         None => out.push_str(r#"not measured">"#),
     }

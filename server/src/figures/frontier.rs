@@ -1,9 +1,12 @@
 //! The frontier: for each line, the change of the guarded mean against the change of the goal's mean as α goes from
-//! the backbone to the checkpoint. One point is equally long on both axes, so that a slope is a price.
+//! the backbone to the checkpoint. One point is equally long on both axes, so that a slope is a price. The steps are
+//! the Pareto front of all measured points, means over seeds, with the backbone among them: nothing that was measured
+//! is better in one mean and not worse in the other. What it dominates is drawn paler.
 
 use super::alpha::{AlphaFigure, LineKey};
 use super::best::mean_delta;
 use super::identity::{Marker, short};
+use super::input::Queries;
 use super::panel::{Palette, escape, mark};
 use super::scale::{spread, ticks};
 use super::words::{role_word, signed};
@@ -56,8 +59,8 @@ pub fn frontier_svg(figure: &AlphaFigure) -> Option<String> {
         .enumerate()
         .map(|(at, key)| {
             let places = figure.alphas.iter().filter_map(|alpha| {
-                let across = mean_delta(&figure.panels, guard, at, *alpha)?;
-                Some((*alpha, across, mean_delta(&figure.panels, goal, at, *alpha)?))
+                let mean = |role| mean_delta(&figure.panels, role, at, *alpha, Queries::All);
+                Some((*alpha, mean(guard)?, mean(goal)?))
             });
             Path { at, key, places: places.collect() }
         })
@@ -67,21 +70,60 @@ pub fn frontier_svg(figure: &AlphaFigure) -> Option<String> {
         return None;
     }
     let scale = scale(&paths);
+    let measured = paths.iter().flat_map(|path| &path.places).map(|(_, x, y)| (*x, *y));
+    let front = pareto(measured.chain([(0.0, 0.0)]));
     let (guard, goal) = (role_word(guard), role_word(goal));
     let mut out = format!(
         r#"<svg class="drawn" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="13" role="img" aria-labelledby="frontier-t frontier-d"><title id="frontier-t">Mean {goal} against mean {guard}</title><desc id="frontier-d">{}</desc>"#,
         escape(&describe(&paths, guard, goal))
     );
     draw_axes(&mut out, &scale, guard, goal);
+    draw_front(&mut out, &front, &scale);
     let names = names(&paths, &scale);
     draw_corners(&mut out, &scale, guard, goal, &names);
     for path in &paths {
-        draw_path(&mut out, path, &scale, guard, goal);
+        draw_path(&mut out, path, &front, &scale, guard, goal);
     }
     draw_names(&mut out, &names);
     mark(&mut out, Marker::Diamond, 5.5, (scale.x0, scale.y0), "var(--ink)", "var(--surface)", 1.5);
     out.push_str("</svg>");
     Some(out)
+}
+
+/// The points that no other beats in one coordinate without losing in the other, by ascending x.
+fn pareto(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
+    let mut all: Vec<(f64, f64)> = points.collect();
+    // From the right: what comes later is worse in x, so it must be better in y.
+    all.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)));
+    let mut front: Vec<(f64, f64)> = Vec::new();
+    for point in all {
+        if front.last().is_none_or(|last| point.1 > last.1) {
+            front.push(point);
+        }
+    }
+    front.reverse();
+    front
+}
+
+/// Whether some measured point is at least as good in both and better in one.
+fn is_dominated((x, y): (f64, f64), front: &[(f64, f64)]) -> bool {
+    front.iter().any(|better| better.0 >= x && better.1 >= y && (better.0 > x || better.1 > y))
+}
+
+/// Steps from the left edge to the floor: below and left of them is what some measured point has or betters.
+fn draw_front(out: &mut String, front: &[(f64, f64)], scale: &Scale) {
+    let Some(first) = front.first() else { return };
+    let _ = write!(
+        out,
+        r#"<path class="pareto" d="M{LEFT},{}H{}"#,
+        short(scale.y(first.1)),
+        short(scale.x(first.0))
+    );
+    for (x, y) in front.iter().skip(1) {
+        let _ = write!(out, "V{}H{}", short(scale.y(*y)), short(scale.x(*x)));
+    }
+    let _ =
+        write!(out, r#"V{}" fill="none" stroke="var(--edge)" stroke-width="1.5"/>"#, short(HEIGHT - BOTTOM));
 }
 
 fn scale(paths: &[Path<'_>]) -> Scale {
@@ -163,7 +205,14 @@ fn draw_corners(out: &mut String, scale: &Scale, guard: &str, goal: &str, names:
     }
 }
 
-fn draw_path(out: &mut String, path: &Path<'_>, scale: &Scale, guard: &str, goal: &str) {
+fn draw_path(
+    out: &mut String,
+    path: &Path<'_>,
+    front: &[(f64, f64)],
+    scale: &Scale,
+    guard: &str,
+    goal: &str,
+) {
     let key = path.key;
     let colour = if key.muted { "var(--ink-2)".to_owned() } else { format!("var(--s{})", key.look.slot) };
     let fill = if key.look.hollow { "var(--surface)" } else { &colour };
@@ -184,14 +233,15 @@ fn draw_path(out: &mut String, path: &Path<'_>, scale: &Scale, guard: &str, goal
     for (alpha, x, y) in path.places.iter().filter(|(alpha, ..)| *alpha > 0.0) {
         let _ = write!(
             out,
-            "<g><title>{}, α {alpha}: {guard} {}, {goal} {}</title>",
+            "<g{}><title>{}, α {alpha}: {guard} {}, {goal} {}</title>",
+            if is_dominated((*x, *y), front) { r#" opacity="0.45""# } else { "" },
             escape(&key.label),
             signed(*x),
             signed(*y)
         );
         let xy = (scale.x(*x), scale.y(*y));
         mark(out, key.look.marker, if *alpha == 1.0 { 5.0 } else { 3.5 }, xy, &colour, fill, stroke);
-        if key.best.is_some_and(|best| best.alpha == *alpha) {
+        if key.best.as_ref().is_some_and(|best| best.alpha == *alpha) {
             let (x, y) = (short(xy.0), short(xy.1));
             let _ = write!(
                 out,
@@ -253,4 +303,18 @@ fn describe(paths: &[Path<'_>], guard: &str, goal: &str) -> String {
         ))
     });
     format!("Changes against the backbone, points. {}.", ends.collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_is_what_nothing_measured_betters() {
+        let points = [(0.0, 0.0), (-1.0, 3.0), (1.0, 1.0), (-2.0, 3.0), (0.5, 0.5), (1.0, 0.2)];
+        let front = pareto(points.into_iter());
+        assert_eq!(front, [(-1.0, 3.0), (1.0, 1.0)]);
+        assert!(is_dominated((0.0, 0.0), &front) && is_dominated((-2.0, 3.0), &front));
+        assert!(!is_dominated((1.0, 1.0), &front));
+    }
 }

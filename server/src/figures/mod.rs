@@ -4,25 +4,30 @@
 
 mod alpha;
 mod best;
+mod bootstrap;
 mod difference;
 mod frontier;
 mod identity;
+mod input;
 mod loss;
+mod paired;
 mod panel;
 mod paper;
+mod robustness;
 mod scale;
 pub mod stats;
 mod words;
 
-pub use alpha::{
-    AlphaFigure, Dataset, FigureInput, FigureOptions, LineKey, Panel, PanelLine, Place, Score, SeedCurve,
-    Variant, View, alpha_figure,
-};
-pub use best::{Best, BestRule};
+pub use alpha::{AlphaFigure, FigureOptions, LineKey, Panel, PanelLine, Place, View, alpha_figure};
+pub use best::{Best, BestRule, Change, Chosen};
+pub use bootstrap::Differences;
 pub use difference::{Difference, difference_axis_svg, difference_svg, shared_axis};
 pub use frontier::frontier_svg;
 pub use identity::{DASHES, Identity, Marker, identity, short};
+pub use input::{Dataset, FigureInput, Halves, Queries, Score, SeedCurve, Variant};
 pub use loss::{LossChart, loss_svg};
+pub use paired::{Paired, PairedInterval, paired};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
+pub use robustness::{Baseline, RobustnessKind, effective, relative};
 pub use words::{points, role_word, signed, tone, value};

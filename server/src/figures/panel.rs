@@ -120,7 +120,7 @@ pub fn draw_panel(out: &mut String, figure: &AlphaFigure, panel: &Panel, layout:
     for muted in [true, false] {
         for (at, (key, line)) in figure.lines.iter().zip(&panel.lines).enumerate() {
             if key.muted == muted {
-                draw_line(out, at, key, line, panel, layout, palette);
+                draw_line(out, (at, key, line), figure.band_opacity, panel, layout, palette);
             }
         }
     }
@@ -204,9 +204,8 @@ fn draw_axes(out: &mut String, panel: &Panel, layout: &Layout, palette: Palette)
 
 fn draw_line(
     out: &mut String,
-    at: usize,
-    key: &LineKey,
-    line: &PanelLine,
+    (at, key, line): (usize, &LineKey, &PanelLine),
+    band_opacity: f64,
     panel: &Panel,
     layout: &Layout,
     palette: Palette,
@@ -223,11 +222,15 @@ fn draw_line(
         .filter(|p| p.n == 0 || p.n >= SEEDS_FOR_INTERVAL)
         .map(|p| (p, p.band.unwrap_or((p.mean, p.mean))))
         .collect();
-    if banded.len() > 1 {
+    if banded.len() > 1 && !key.muted {
         let upper = banded.iter().map(|(p, band)| at_place(p.alpha, band.1));
         let lower = banded.iter().rev().map(|(p, band)| at_place(p.alpha, band.0));
         let outline: Vec<String> = upper.chain(lower).collect();
-        let _ = write!(out, r#"<path d="M{}Z" fill="{colour}" fill-opacity="0.16"/>"#, outline.join("L"));
+        let _ = write!(
+            out,
+            r#"<path d="M{}Z" fill="{colour}" fill-opacity="{band_opacity}"/>"#,
+            outline.join("L")
+        );
     }
     for seed in &line.seeds {
         let places: Vec<String> =
@@ -263,7 +266,7 @@ fn draw_line(
             &fill,
             if key.look.hollow || key.look.marker.is_stroked() { 1.5 } else { 0.0 },
         );
-        if key.best.is_some_and(|best| best.alpha == place.alpha && best.alpha > 0.0) {
+        if key.best.as_ref().is_some_and(|best| best.alpha == place.alpha && best.alpha > 0.0) {
             let _ = write!(
                 out,
                 r#"<circle class="best" cx="{}" cy="{}" r="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#,

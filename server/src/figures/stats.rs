@@ -1,15 +1,15 @@
 //! The statistics behind the figures. Two kinds of doubt are kept apart: which images happened to be in the test
-//! set (Wilson's interval, paired intervals over queries) and which seed happened to be drawn (ranges, and t
-//! intervals from five seeds up). All results are in percent or percentage points.
+//! set (Wilson's interval here, paired intervals in `paired.rs`) and which seed happened to be drawn (ranges, and t
+//! intervals from three seeds up). All results are in percent or percentage points. `docs/statistics.md` has each
+//! with its limits.
 
-use causeway_protocol::Hits;
 use serde::Serialize;
 
 /// 97.5 % point of the normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
+pub const Z: f64 = 1.959_963_984_540_054;
 
 /// Fewest seeds for which an interval over seeds is shown; below, their range is.
-pub const SEEDS_FOR_INTERVAL: usize = 5;
+pub const SEEDS_FOR_INTERVAL: usize = 3;
 
 /// A closed interval.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -18,20 +18,6 @@ pub struct Interval {
     pub lo: f64,
     /// Upper end.
     pub hi: f64,
-}
-
-/// Accuracy after minus accuracy before on the same queries.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub struct Paired {
-    /// The difference, points.
-    pub delta: f64,
-    /// 95 % interval over queries.
-    pub interval: Interval,
-    /// Squared standard error; what averages over datasets need.
-    #[serde(skip)]
-    pub variance: f64,
-    /// Queries.
-    pub n: usize,
 }
 
 impl Interval {
@@ -58,55 +44,30 @@ pub fn wilson(correct: u32, n: u32) -> Option<Interval> {
     Some(Interval { lo: 100.0 * scale * (centre - half), hi: 100.0 * scale * (centre + half) })
 }
 
-/// Difference of two accuracies over the same `n` queries, averaged over the given pairs (one per seed), with the
-/// 95 % interval of Agresti and Min (2005): Wald's for matched pairs after adding half a query to each of the four
-/// cells, which keeps it honest when few queries change. None without queries or pairs.
-pub fn paired(before_after: &[(&Hits, &Hits)], n: usize) -> Option<Paired> {
-    if n == 0 || before_after.is_empty() {
-        return None;
-    }
-    let seeds = before_after.len() as f64;
-    let (mut sum, mut squares) = (0.0, 0.0);
-    for query in 0..n {
-        let moved: i32 = before_after
-            .iter()
-            .map(|(before, after)| i32::from(after.get(query)) - i32::from(before.get(query)))
-            .sum();
-        let d = f64::from(moved) / seeds;
-        sum += d;
-        squares += d * d;
-    }
-    // The half queries: one more pair that agrees, half a gain, half a loss.
-    let padded = n as f64 + 2.0;
-    let centre = sum / padded;
-    let variance = ((squares + 1.0) / padded - centre * centre) / padded * 1e4;
-    Some(Paired { delta: 100.0 * sum / n as f64, interval: around(100.0 * centre, variance), variance, n })
-}
-
-/// The mean of differences on several datasets, each counting the same; their queries are independent.
-pub fn mean_paired(parts: &[Paired]) -> Option<Paired> {
-    if parts.is_empty() {
-        return None;
-    }
-    let count = parts.len() as f64;
-    let delta = parts.iter().map(|part| part.delta).sum::<f64>() / count;
-    let centre = parts.iter().map(|part| (part.interval.lo + part.interval.hi) / 2.0).sum::<f64>() / count;
-    let variance = parts.iter().map(|part| part.variance).sum::<f64>() / (count * count);
-    let n = parts.iter().map(|part| part.n).sum();
-    Some(Paired { delta, interval: around(centre, variance), variance, n })
-}
-
-fn around(centre: f64, variance: f64) -> Interval {
-    let half = Z * variance.max(0.0).sqrt();
-    Interval { lo: centre - half, hi: centre + half }
-}
-
 /// Arithmetic mean; none of nothing.
 pub fn mean(values: &[f64]) -> Option<f64> {
     if values.is_empty() { None } else { Some(values.iter().sum::<f64>() / values.len() as f64) }
 }
 
-/// What is shown around the mean of seeds: nothing for one, the range for two to four, the 95 % t interval above.
+/// Area between a curve and the backbone's level over α in [0, 1], points·α, by the trapezoid rule through the measured
+/// (α, difference): the mean gain of an α drawn blindly. None unless both ends are measured.
+pub fn area(curve: &[(f64, f64)]) -> Option<f64> {
+    let (first, last) = (curve.first()?, curve.last()?);
+    let whole = first.0 == 0.0 && last.0 == 1.0;
+    let strips = curve.windows(2).map(|pair| (pair[1].0 - pair[0].0) * (pair[0].1 + pair[1].1) / 2.0);
+    whole.then(|| strips.sum())
+}
+
+/// What `band` gives for so many seeds.
+pub fn band_name(seeds: usize) -> &'static str {
+    match seeds {
+        0 | 1 => "",
+        few if few < SEEDS_FOR_INTERVAL => "range",
+        _ => "95 % t",
+    }
+}
+
+/// What is shown around the mean of seeds: nothing for one, the range for two, the 95 % t interval above.
 pub fn band(values: &[f64]) -> Option<Interval> {
     match values.len() {
         0 | 1 => None,
@@ -155,39 +116,25 @@ mod tests {
     }
 
     #[test]
-    fn a_paired_interval_can_be_checked_by_hand() {
-        // 10 queries: 3 become right, 1 becomes wrong. Padded: (3.5 − 1.5)/12 = 1/6; the squares are 5/12.
-        let before = Hits::from_flags(&[true, true, true, false, false, false, false, true, true, true]);
-        let after = Hits::from_flags(&[true, true, true, true, true, true, false, false, true, true]);
-        let found = paired(&[(&before, &after)], 10).unwrap();
-        near(found.delta, 20.0, 1e-9);
-        let half = 1.959_964 * ((5.0 / 12.0 - 1.0 / 36.0) / 12.0_f64).sqrt() * 100.0;
-        near(found.interval.lo, 100.0 / 6.0 - half, 1e-3);
-        near(found.interval.hi, 100.0 / 6.0 + half, 1e-3);
-        assert!(found.interval.holds_zero());
-    }
-
-    #[test]
-    fn seeds_are_averaged_inside_a_query() {
-        let before = Hits::from_flags(&[false; 8]);
-        let up = Hits::from_flags(&[true, true, true, true, false, false, false, false]);
-        let one = paired(&[(&before, &up)], 8).unwrap();
-        let two = paired(&[(&before, &up), (&before, &before)], 8).unwrap();
-        near(one.delta, 50.0, 1e-9);
-        near(two.delta, 25.0, 1e-9);
-        assert!(two.variance < one.variance);
-        let mean = mean_paired(&[one, two]).unwrap();
-        near(mean.delta, 37.5, 1e-9);
-        near(mean.variance, (one.variance + two.variance) / 4.0, 1e-12);
-    }
-
-    #[test]
-    fn two_seeds_have_a_range_and_five_an_interval() {
+    fn two_seeds_have_a_range_and_three_an_interval() {
         assert_eq!(band(&[70.0]), None);
         assert_eq!(band(&[70.0, 72.0]), Some(Interval { lo: 70.0, hi: 72.0 }));
+        assert_eq!((band_name(1), band_name(2), band_name(3)), ("", "range", "95 % t"));
+        // Mean 2, variance 1, error 1/√3; t with 2 degrees is 4.303.
+        let three = band(&[1.0, 2.0, 3.0]).unwrap();
+        near(three.hi - 2.0, 4.303 / 3.0_f64.sqrt(), 1e-9);
         // Mean 3, variance 2.5, error √0.5; t with 4 degrees is 2.776.
         let five = band(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
         near(five.hi - 3.0, 2.776 * 0.5_f64.sqrt(), 1e-9);
         near(t_975(30), 2.042, 1e-3);
+    }
+
+    #[test]
+    fn the_area_is_that_of_the_polygon_over_the_whole_line() {
+        // A triangle of height 4 over a base of 1, and its sharper half.
+        near(area(&[(0.0, 0.0), (0.5, 4.0), (1.0, 0.0)]).unwrap(), 2.0, 1e-12);
+        near(area(&[(0.0, 0.0), (0.1, 2.0), (1.0, -2.0)]).unwrap(), 0.1, 1e-12);
+        assert_eq!(area(&[(0.0, 0.0), (0.5, 4.0)]), None);
+        assert_eq!(area(&[]), None);
     }
 }

@@ -2,21 +2,24 @@
 
 use super::{
     Asked, Shell,
+    accuracies::{Accuracies, accuracies},
     experiment::{Choice, DataSource, data_sources},
     figure::FigureView,
     format,
-    measured::{Measured, Source},
-    page, spec_view,
+    numbers::{interval_text, mark},
+    page,
+    protocols::{self, Switch},
+    spec_view,
 };
 use crate::{
     App, Error, Result,
     checkpoints::{Comparison, compare},
     figures::{
-        Difference, FigureOptions, View, difference_axis_svg, difference_svg, method_svg, role_word,
-        shared_axis, signed,
-        stats::{Paired, mean_paired, paired, percent, wilson},
-        tone, value,
+        Best, Chosen, Difference, Differences, FigureOptions, Queries, View, difference_axis_svg,
+        difference_svg, method_svg, paired, role_word, shared_axis, signed, tone,
     },
+    lines::KEEP,
+    measured::{Measured, Source},
 };
 use askama::Template;
 use axum::{
@@ -37,9 +40,11 @@ struct Compare {
     /// What the differences are taken from: "A" or "the backbone".
     baseline: String,
     places: Vec<Choice>,
-    protocols: Vec<Choice>,
+    protocols: Vec<Switch>,
     /// At which α the differences are.
     at: String,
+    /// What a best α was chosen on, where one is shown.
+    chosen: &'static str,
     differences: Vec<DifferenceRow>,
     /// The ticks under the differences.
     axis: String,
@@ -78,22 +83,9 @@ struct DifferenceCell {
     picture: String,
     delta: String,
     interval: String,
+    /// Mark of an interval that is not the bootstrap's.
+    mark: &'static str,
     tone: &'static str,
-}
-
-/// The accuracies on one dataset.
-struct Accuracies {
-    title: String,
-    role: &'static str,
-    rows: Vec<AccuracyRow>,
-}
-
-struct AccuracyRow {
-    letter: char,
-    name: String,
-    sample: String,
-    /// At α = 0, best on test, at α = 1: accuracy, interval, and for the second its α.
-    cells: Vec<Option<(String, String)>>,
 }
 
 struct SpecRow {
@@ -150,19 +142,19 @@ async fn view(
                 .into(),
         ));
     }
-    let chosen = match protocol {
-        Some(id) => common.iter().find(|protocol| protocol.id == id),
-        None => common.iter().find(|protocol| protocol.readout.k() == Some(20)).or(common.last()),
-    };
-    let chosen = chosen.map(|protocol| protocol.id.clone()).unwrap_or_default();
+    let chosen = protocols::chosen(&common, protocol);
+    if let (Some(id), None, false) = (protocol, chosen, common.is_empty()) {
+        return Err(Error::NotFound(format!("these checkpoints have no curves under the protocol {id}")));
+    }
     let curves = comparison.curves.into_iter().filter(|curve| {
-        curve.protocol == chosen
+        chosen.is_some_and(|chosen| curve.protocol == chosen.id)
             && runs.iter().any(|run| run.as_ref().is_some_and(|run| run.id == curve.run_id))
     });
     let sources: Vec<Source> =
         runs.iter().enumerate().filter_map(|(at, run)| source(at, run.as_ref()?)).collect();
     let measured = Measured::gather(pool, curves.collect(), &sources).await?;
-    let figure = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen);
+    let options = FigureOptions { view: View::Accuracy, keep: KEEP };
+    let figure = chosen.and_then(|chosen| FigureView::new(&measured, options, chosen));
     let link = |digests: &[&str], at: Option<&str>, protocol: Option<&str>| {
         let mut link = format!("/compare?checkpoints={}", digests.join(","));
         at.into_iter().for_each(|at| link.push_str(&format!("&at={at}")));
@@ -174,8 +166,7 @@ async fn view(
         .iter()
         .enumerate()
         .map(|(index, run)| {
-            let line = measured.input.variants.iter().position(|v| v.short == letter(index).to_string());
-            let best = line.and_then(|line| figure.as_ref()?.figure.lines[line].best);
+            let best = best_of(&measured, figure.as_ref(), index);
             let alpha = match place {
                 "best" => best.and_then(|best| Alpha::from_f64(best.alpha)),
                 text => text.parse().ok().and_then(Alpha::from_f64),
@@ -190,7 +181,10 @@ async fn view(
                 name: run.as_ref().map_or("no run".to_owned(), |run| run.name.clone()),
                 run_id: run.as_ref().map_or(String::new(), |run| run.id.to_string()),
                 sample: run.as_ref().map_or(String::new(), |run| method_svg(&run.method)),
-                best: best.map_or(String::new(), |best| format!("best α {}", best.alpha)),
+                best: best.map_or(String::new(), |best| match best.chosen {
+                    Chosen::Half => format!("best α {}", best.alpha),
+                    Chosen::Test => format!("best on test α {}", best.alpha),
+                }),
                 alpha,
                 first: link(&first, at, protocol),
                 without: link(&without, at, protocol),
@@ -201,7 +195,12 @@ async fn view(
         runs.iter().map(|run| run.as_ref().map_or(Value::Null, |r| r.spec.clone())).collect();
     let (differing, equal) = spec_rows(&specs);
     let digests: Vec<&str> = comparison.checkpoints.iter().map(|c| c.digest.as_str()).collect();
-    let (differences, axis) = differences(&measured, &columns, &digests);
+    // Where every best α was chosen on one half, all that is said of it is said of the other.
+    let halved = (0..columns.len())
+        .filter_map(|index| best_of(&measured, figure.as_ref(), index))
+        .all(|best| best.chosen == Chosen::Half);
+    let on = if place == "best" && halved { Queries::ReportedOn } else { Queries::All };
+    let (differences, axis) = differences(&measured, &columns, &digests, on);
     let places = [("1", "α 1"), ("best", "own best α"), ("0.5", "α 0.5")];
     Ok(Compare {
         shell: Shell::load(app, asked, false).await?,
@@ -212,17 +211,22 @@ async fn view(
                 Choice::new(*label, link(&short, (*at != "1").then_some(*at), protocol), *at == place)
             })
             .collect(),
-        protocols: common
-            .iter()
-            .map(|protocol| {
-                let address = link(&short, at, Some(&protocol.id));
-                Choice::new(protocol.readout.label(), address, protocol.id == chosen)
-            })
-            .collect(),
+        protocols: chosen.map_or(Vec::new(), |chosen| {
+            protocols::switches(&common, chosen, |id| link(&short, at, Some(id)))
+        }),
         at: if place == "best" { "each at its own best α".to_owned() } else { format!("at α {place}") },
+        chosen: match (place, halved) {
+            ("best", true) => {
+                "Each best α was chosen on a fixed half of each dataset's images; these are differences on the other half."
+            }
+            ("best", false) => {
+                "Best on test: a best α was chosen on the images that it is shown for, which flatters it."
+            }
+            _ => "",
+        },
         differences,
         axis,
-        accuracies: accuracies(&measured, &runs),
+        accuracies: figure.as_ref().map_or(Vec::new(), |view| accuracies(&view.figure, &measured)),
         sources: data_sources(&measured),
         figure,
         columns,
@@ -251,7 +255,7 @@ async fn runs(pool: &PgPool, comparison: &Comparison) -> Result<Vec<Option<Compa
     Ok(runs.collect())
 }
 
-/// Protocols under which every checkpoint has a curve, by k.
+/// Protocols under which every checkpoint has a curve.
 fn common_protocols(comparison: &Comparison, runs: &[Option<ComparedRun>]) -> Vec<Protocol> {
     let mut common: Option<Vec<Protocol>> = None;
     for run in runs.iter().flatten() {
@@ -265,11 +269,19 @@ fn common_protocols(comparison: &Comparison, runs: &[Option<ComparedRun>]) -> Ve
         });
     }
     let mut common = common.unwrap_or_default();
-    common.sort_by_key(|protocol| protocol.readout.k());
+    protocols::sort(&mut common);
     common
 }
 
-fn letter(index: usize) -> char {
+/// The best α of a column's line.
+fn best_of<'a>(measured: &Measured, figure: Option<&'a FigureView>, index: usize) -> Option<&'a Best> {
+    let name = letter(index).to_string();
+    let line = measured.input.variants.iter().position(|variant| variant.short == name)?;
+    figure?.figure.lines.get(line)?.best.as_ref()
+}
+
+/// The letter of a column.
+pub fn letter(index: usize) -> char {
     char::from(b'A' + u8::try_from(index).unwrap_or(25))
 }
 
@@ -288,32 +300,37 @@ fn source(index: usize, run: &ComparedRun) -> Option<Source> {
     })
 }
 
-fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> (Vec<DifferenceRow>, String) {
-    let one = |column: usize, dataset: usize| -> Option<Paired> {
+fn differences(
+    measured: &Measured,
+    columns: &[Column],
+    digests: &[&str],
+    on: Queries,
+) -> (Vec<DifferenceRow>, String) {
+    let one = |column: usize, dataset: usize| -> Option<Differences> {
+        let place = |column: usize| Some((digests[column], columns[column].alpha?));
         // With a single checkpoint the backbone is the baseline.
-        let (before, after) = if columns.len() == 1 { (None, 0) } else { (Some(0), column) };
-        let hits = |column: usize| measured.hits(digests[column], dataset, columns[column].alpha?);
-        let before = match before {
-            Some(column) => hits(column)?,
-            None => measured.hits("", dataset, Alpha::ZERO)?,
+        let (before, after) = match columns.len() {
+            1 => (("", Alpha::ZERO), place(0)?),
+            _ => (place(0)?, place(column)?),
         };
-        paired(&[(before, hits(after)?)], measured.input.backbone[dataset]?.n as usize)
+        measured.differences(&[(before, after)], dataset, on)
     };
     let compared: Vec<usize> = if columns.len() == 1 { vec![0] } else { (1..columns.len()).collect() };
     let datasets = &measured.input.datasets;
     let mut rows: Vec<(String, &'static str, bool, Vec<Difference>)> = Vec::new();
     for (at, dataset) in datasets.iter().enumerate() {
-        let cells = compared
-            .iter()
-            .map(|column| Difference { name: dataset.short.clone(), paired: one(*column, at) });
+        let cells = compared.iter().map(|column| Difference {
+            name: dataset.short.clone(),
+            paired: one(*column, at).and_then(|part| paired(&[part])),
+        });
         rows.push((dataset.short.clone(), dataset.role.as_str(), false, cells.collect()));
         let of_role: Vec<usize> =
             (0..datasets.len()).filter(|other| datasets[*other].role == dataset.role).collect();
         if of_role.len() > 1 && of_role.last() == Some(&at) {
             let cells = compared.iter().map(|column| {
-                let parts: Option<Vec<Paired>> =
+                let parts: Option<Vec<Differences>> =
                     of_role.iter().map(|dataset| one(*column, *dataset)).collect();
-                Difference { name: String::new(), paired: parts.and_then(|parts| mean_paired(&parts)) }
+                Difference { name: String::new(), paired: parts.and_then(|parts| paired(&parts)) }
             });
             rows.push(("mean".to_owned(), dataset.role.as_str(), true, cells.collect()));
         }
@@ -328,53 +345,13 @@ fn differences(measured: &Measured, columns: &[Column], digests: &[&str]) -> (Ve
             .map(|difference| DifferenceCell {
                 picture: difference_svg(difference, axis),
                 delta: difference.paired.map_or("not measured".to_owned(), |paired| signed(paired.delta)),
-                interval: difference
-                    .paired
-                    .map_or(String::new(), |paired| super::answer::interval_text(&paired)),
+                interval: difference.paired.as_ref().map_or(String::new(), interval_text),
+                mark: difference.paired.as_ref().map_or("", mark),
                 tone: difference.paired.filter(|p| !p.interval.holds_zero()).map_or("", |p| tone(p.delta)),
             })
             .collect(),
     });
     (rows.collect(), difference_axis_svg(axis))
-}
-
-fn accuracies(measured: &Measured, runs: &[Option<ComparedRun>]) -> Vec<Accuracies> {
-    let shown = |n: u32, correct: u32, before: String| {
-        let interval =
-            wilson(correct, n).map_or(String::new(), |i| format!("{}\u{2013}{}", value(i.lo), value(i.hi)));
-        (format!("{before}{}", value(percent(correct, n))), interval)
-    };
-    let tables = measured.input.datasets.iter().enumerate().map(|(at, dataset)| Accuracies {
-        title: dataset.title.clone(),
-        role: role_word(dataset.role.as_str()),
-        rows: runs
-            .iter()
-            .enumerate()
-            .filter_map(|(index, run)| {
-                let run = run.as_ref()?;
-                let variant = measured.input.variants.iter().find(|v| v.short == letter(index).to_string());
-                let scores = variant.map(|variant| &variant.seeds[0].scores[at]);
-                let backbone = measured.input.backbone[at];
-                let zero = backbone.map(|score| (Alpha::ZERO, score));
-                let all = zero.into_iter().chain(scores.into_iter().flatten().map(|(a, s)| (*a, *s)));
-                // Of equal ones the smallest α: the last of the greatest when read backwards.
-                let all: Vec<_> = all.collect();
-                let best = all.into_iter().rev().max_by_key(|(_, score)| score.correct);
-                let one = scores.and_then(|scores| scores.get(&Alpha::ONE));
-                Some(AccuracyRow {
-                    letter: letter(index),
-                    name: run.name.clone(),
-                    sample: method_svg(&run.method),
-                    cells: vec![
-                        backbone.map(|s| shown(s.n, s.correct, String::new())),
-                        best.map(|(alpha, s)| shown(s.n, s.correct, format!("α {alpha}: "))),
-                        one.map(|s| shown(s.n, s.correct, String::new())),
-                    ],
-                })
-            })
-            .collect(),
-    });
-    tables.collect()
 }
 
 fn spec_rows(specs: &[Value]) -> (Vec<SpecRow>, Vec<(String, String)>) {

@@ -6,14 +6,20 @@ use super::{
     figure::FigureView,
     format,
     home::percent,
-    measured::{Measured, Source},
-    numbers, page, spec_view,
+    numbers, page,
+    protocols::{self, Switch},
+    spec_view,
 };
 use crate::{
     App, Error, Result,
     curves::{CurveFilter, curves},
     experiments::{Experiment, get_experiment},
-    figures::{self, FigureOptions, PaperCaption, View, paper_svg, signed},
+    figures::{
+        self, AlphaFigure, Chosen, FigureOptions, PaperCaption, Queries, RobustnessKind, View, paper_svg,
+        signed,
+    },
+    lines::KEEP,
+    measured::{Measured, Source},
 };
 use askama::Template;
 use axum::{
@@ -29,8 +35,6 @@ use uuid::Uuid;
 
 /// Longest label that fits beside the end of a line, characters.
 const SHORT: usize = 7;
-/// Points that the best α may cost, unless the address says otherwise.
-const KEEP: f64 = 1.0;
 
 /// What the address of the page says.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -67,7 +71,7 @@ struct ExperimentPage {
     answer: Option<Answer>,
     figure: Option<FigureView>,
     frontier: Option<String>,
-    protocols: Vec<Choice>,
+    protocols: Vec<Switch>,
     views: Vec<Choice>,
     /// What the downloads must repeat of the address.
     query: String,
@@ -75,6 +79,10 @@ struct ExperimentPage {
     runs: Vec<RunRow>,
     /// Column heads of the runs' differences.
     roles: Vec<&'static str>,
+    /// The role that the best α gains in, where any line has one.
+    goal: Option<&'static str>,
+    /// What the column of robustness shows: its head and a sentence; none where no run has any.
+    robustness: Option<(&'static str, String)>,
 }
 
 /// A dataset as the licence note says it.
@@ -100,6 +108,10 @@ struct RunRow {
     checkpoint: Option<String>,
     /// Change at α = 1 for each role.
     deltas: Vec<(String, &'static str)>,
+    /// What its line's best α brings this run, and which α that is.
+    best: (String, &'static str, String),
+    /// Robustness at α = 1.
+    robust: (String, &'static str),
     updated: String,
 }
 
@@ -134,11 +146,12 @@ pub async fn show(
     Path(id): Path<Uuid>,
     Query(options): Query<Options>,
 ) -> Result<Response> {
-    let loaded = load(&app.pool, id, &options).await?;
+    let mut loaded = load(&app.pool, id, &options).await?;
     let live = loaded.runs.iter().any(|run| ["queued", "running"].contains(&run.state.as_str()));
-    let measured = Measured::gather(&app.pool, loaded.curves.clone(), &sources(&loaded.runs)).await?;
-    let protocol = loaded.protocol.as_ref().map_or("", |protocol| protocol.id.as_str());
-    let figure = FigureView::new(&measured, figure_options(&options), protocol);
+    let measured =
+        Measured::gather(&app.pool, std::mem::take(&mut loaded.curves), &sources(&loaded.runs)).await?;
+    let protocol = loaded.protocol.as_ref();
+    let figure = protocol.and_then(|shown| FigureView::new(&measured, figure_options(&options), shown));
     let mut roles: Vec<&'static str> = measured.input.datasets.iter().map(|d| d.role.as_str()).collect();
     roles.dedup();
     let experiment = loaded.experiment;
@@ -162,14 +175,11 @@ pub async fn show(
         states,
         frontier: figure.as_ref().and_then(|view| figures::frontier_svg(&view.figure)),
         answer: figure.as_ref().and_then(|view| answer(&view.figure, &measured)),
-        protocols: loaded
-            .protocols
-            .iter()
-            .map(|other| {
-                let href = format!("{path}{}", here(Some(&other.id), options.y.as_deref()));
-                Choice::new(other.readout.label(), href, other.id == protocol)
+        protocols: protocol.map_or(Vec::new(), |shown| {
+            protocols::switches(&loaded.protocols, shown, |id| {
+                format!("{path}{}", here(Some(id), options.y.as_deref()))
             })
-            .collect(),
+        }),
         views: [("Accuracy", None), ("Difference", Some("delta"))]
             .into_iter()
             .map(|(label, y)| {
@@ -179,7 +189,16 @@ pub async fn show(
             .collect(),
         query: here(options.protocol.as_deref(), options.y.as_deref()),
         sources: data_sources(&measured),
-        runs: loaded.runs.iter().map(|run| run_row(run, &measured, &roles)).collect(),
+        runs: loaded
+            .runs
+            .iter()
+            .map(|run| run_row(run, &measured, &roles, figure.as_ref().map(|view| &view.figure)))
+            .collect(),
+        goal: figure.as_ref().and_then(|view| {
+            let known = view.figure.lines.iter().any(|line| line.best.is_some());
+            known.then(|| figures::role_word(view.figure.rule.goal))
+        }),
+        robustness: robustness(&measured),
         roles: roles.into_iter().map(figures::role_word).collect(),
         figure,
         experiment,
@@ -200,8 +219,10 @@ pub async fn paper(
         Some(other) => return Err(Error::BadRequest(format!("width: `{other}` is neither 84mm nor 174mm"))),
     };
     let measured = Measured::gather(&app.pool, loaded.curves, &sources(&loaded.runs)).await?;
-    let protocol = loaded.protocol.as_ref().map_or("", |protocol| protocol.id.as_str());
-    let view = FigureView::new(&measured, figure_options(&options), protocol)
+    let view = loaded
+        .protocol
+        .as_ref()
+        .and_then(|protocol| FigureView::new(&measured, figure_options(&options), protocol))
         .ok_or_else(|| Error::NotFound("nothing is measured yet, so there is no figure".into()))?;
     let name = &loaded.experiment.name;
     let stop = if name.ends_with(['.', '?', '!']) { "" } else { "." };
@@ -243,15 +264,12 @@ async fn load(pool: &PgPool, id: Uuid, options: &Options) -> Result<Loaded> {
             }
         }
     }
-    protocols.sort_by_key(|protocol| (protocol.image_size, protocol.readout.k()));
-    // DINO: "20 usually works best".
-    let chosen =
-        match &options.protocol {
-            Some(id) => Some(protocols.iter().find(|protocol| protocol.id == *id).ok_or_else(|| {
-                Error::NotFound(format!("no run of this experiment uses the protocol {id}"))
-            })?),
-            None => protocols.iter().find(|protocol| protocol.readout.k() == Some(20)).or(protocols.last()),
-        };
+    protocols::sort(&mut protocols);
+    let asked = options.protocol.as_deref();
+    let chosen = protocols::chosen(&protocols, asked);
+    if let (Some(id), None) = (asked, chosen) {
+        return Err(Error::NotFound(format!("no run of this experiment uses the protocol {id}")));
+    }
     let protocol = chosen.cloned();
     let filter = CurveFilter {
         experiment: Some(id),
@@ -318,14 +336,50 @@ fn sources(runs: &[StoredRun]) -> Vec<Source> {
     sources.collect()
 }
 
-fn run_row(run: &StoredRun, measured: &Measured, roles: &[&'static str]) -> RunRow {
+/// What the column of robustness is, by what there is to show.
+fn robustness(measured: &Measured) -> Option<(&'static str, String)> {
+    let found = (0..measured.input.variants.len()).find_map(|line| measured.robustness(line))?;
+    Some(match found.kind {
+        RobustnessKind::Effective => (
+            "effective robustness",
+            format!(
+                "Effective robustness: OOD accuracy at α 1 above what the line through {} backbones (logit axes) expects \
+                 of its ID accuracy, points.",
+                found.backbones
+            ),
+        ),
+        RobustnessKind::RelativeToBackbone => (
+            "ΔOOD − ΔID",
+            "ΔOOD − ΔID is relative to the backbone, at α 1, points; effective robustness needs three backbones \
+             measured under this protocol."
+                .to_owned(),
+        ),
+    })
+}
+
+fn run_row(
+    run: &StoredRun,
+    measured: &Measured,
+    roles: &[&'static str],
+    figure: Option<&AlphaFigure>,
+) -> RunRow {
     let deltas = roles.iter().map(|role| {
-        let delta =
-            run.checkpoint.as_deref().and_then(|digest| measured.checkpoint_delta(digest, role, Alpha::ONE));
-        match delta {
-            Some(delta) => (signed(delta), figures::tone(delta)),
-            None => ("\u{2013}".to_owned(), ""),
-        }
+        let digest = run.checkpoint.as_deref();
+        shown(digest.and_then(|digest| measured.checkpoint_delta(digest, role, Alpha::ONE, Queries::All)))
+    });
+    let curve =
+        run.checkpoint.as_deref().and_then(|digest| Some((digest, measured.of_checkpoint(digest)?.0)));
+    let best = curve.zip(figure).and_then(|((digest, line), figure)| {
+        let best = figure.lines.get(line)?.best.as_ref()?;
+        let alpha = Alpha::from_f64(best.alpha)?;
+        let delta = measured.checkpoint_delta(digest, figure.rule.goal, alpha, best.chosen.reports());
+        let test = if best.chosen == Chosen::Test { "on test " } else { "" };
+        let (text, tone) = shown(delta);
+        Some((text, tone, format!("{test}α {alpha}")))
+    });
+    let robust = curve.and_then(|(_, line)| {
+        let found = measured.robustness(line)?;
+        found.seeds.iter().find(|(other, _)| *other == run.id).map(|(_, value)| *value)
     });
     let progress = run.progress.as_ref().filter(|progress| progress.phase.as_str() == run.phase);
     let note = match (run.state.as_str(), progress) {
@@ -343,8 +397,15 @@ fn run_row(run: &StoredRun, measured: &Measured, roles: &[&'static str]) -> RunR
         note,
         checkpoint: run.checkpoint.clone(),
         deltas: deltas.collect(),
+        best: best.unwrap_or(("\u{2013}".to_owned(), "", String::new())),
+        robust: shown(robust),
         updated: format::ago(run.updated),
     }
+}
+
+/// A difference and its tone; a dash where there is none.
+fn shown(delta: Option<f64>) -> (String, &'static str) {
+    delta.map_or(("\u{2013}".to_owned(), ""), |delta| (signed(delta), figures::tone(delta)))
 }
 
 /// Where the images come from and under which licence.

@@ -1,9 +1,18 @@
 //! The figure as a page shows it: panels drawn, key and readout in words, the model for the browser.
 
-use super::{format::escape_json, measured::Measured};
-use crate::figures::{
-    self, AlphaFigure, FigureOptions, LineKey, NARROW, Place, View, WIDE, stats::SEEDS_FOR_INTERVAL,
+use super::{
+    format::escape_json,
+    numbers::{self, stamp_letter},
+    protocols,
 };
+use crate::{
+    figures::{
+        self, AlphaFigure, Chosen, FigureOptions, LineKey, NARROW, Place, View, WIDE,
+        stats::{SEEDS_FOR_INTERVAL, band_name},
+    },
+    measured::Measured,
+};
+use causeway_protocol::Protocol;
 use serde::Serialize;
 
 /// The figure as the template shows it.
@@ -20,7 +29,11 @@ pub struct FigureView {
     /// Sentences under the figure.
     pub caption: Vec<String>,
     /// The same numbers as tables.
-    pub tables: Vec<super::numbers::Numbers>,
+    pub tables: Vec<numbers::Numbers>,
+    /// What each line says over all datasets: heads of the columns, rows, and what the column of robustness is.
+    pub lines: (Vec<String>, Vec<numbers::LineNumbers>, Option<&'static str>),
+    /// What the tables' small numbers and marks are.
+    pub notes: Vec<String>,
 }
 
 /// A panel of the figure.
@@ -68,7 +81,7 @@ pub struct Cell {
 
 impl FigureView {
     /// Draws the figure. None while nothing at all is measured.
-    pub fn new(measured: &Measured, options: FigureOptions, protocol: &str) -> Option<FigureView> {
+    pub fn new(measured: &Measured, options: FigureOptions, protocol: &Protocol) -> Option<FigureView> {
         if measured.input.backbone.iter().all(Option::is_none) {
             return None;
         }
@@ -93,11 +106,23 @@ impl FigureView {
             panels: panels.collect(),
             rows: key_rows(&figure),
             model: escape_json(&model),
-            caption: caption(&figure, protocol, measured.other_backbones),
-            tables: super::numbers::tables(&figure),
+            caption: caption(&figure, protocol, measured),
+            notes: notes(&figure, measured),
+            lines: lines(&figure, measured),
+            tables: numbers::tables(&figure, measured),
             figure,
         })
     }
+}
+
+fn lines(
+    figure: &AlphaFigure,
+    measured: &Measured,
+) -> (Vec<String>, Vec<numbers::LineNumbers>, Option<&'static str>) {
+    let (heads, rows) = numbers::lines(figure, measured);
+    let kind =
+        (0..figure.lines.len()).find_map(|line| measured.robustness(line)).map(|found| found.kind.name());
+    (heads, rows, kind)
 }
 
 /// Numbers of the model to a thousandth: the browser draws pixels.
@@ -147,7 +172,10 @@ fn key_rows(figure: &AlphaFigure) -> Vec<KeyRow> {
 }
 
 fn note(key: &LineKey) -> String {
-    let best = key.best.map(|best| format!("best α {}", best.alpha));
+    let best = key.best.as_ref().map(|best| match best.chosen {
+        Chosen::Half => format!("best α {}", best.alpha),
+        Chosen::Test => format!("best on test α {}", best.alpha),
+    });
     [Some(key.seeds.clone()), key.progress.clone(), best]
         .into_iter()
         .flatten()
@@ -159,8 +187,7 @@ fn note(key: &LineKey) -> String {
 pub fn cell(place: &Place) -> Cell {
     let (band, name) = match place.n {
         0 | 1 => (place.wilson, "95 %"),
-        n if n < SEEDS_FOR_INTERVAL => (place.band, "range"),
-        _ => (place.band, "95 % t"),
+        n => (place.band, band_name(n)),
     };
     let delta = place.delta.filter(|_| place.n > 0);
     Cell {
@@ -176,7 +203,7 @@ fn band_text(band: Option<(f64, f64)>, name: &str) -> String {
         .unwrap_or_default()
 }
 
-fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<String> {
+fn caption(figure: &AlphaFigure, protocol: &Protocol, measured: &Measured) -> Vec<String> {
     let mut sentences = vec![match figure.view {
         View::Accuracy => format!(
             "Top-1 accuracy in percent against α: 0 is the backbone (diamond, dashed), 1 the fine-tuned weights. \
@@ -189,31 +216,106 @@ fn caption(figure: &AlphaFigure, protocol: &str, other_backbones: usize) -> Vec<
                 .to_owned()
         }
     }];
-    let most = figure.lines.iter().map(|line| line.n).max().unwrap_or(0);
-    sentences.push(match most {
-        0 => "Nothing is measured yet but the backbone.".to_owned(),
-        1 => "One seed per line; intervals are Wilson's 95 % over the images.".to_owned(),
-        n if n < SEEDS_FOR_INTERVAL => {
-            "Thin lines are seeds, the bold line is their mean; ranges are over seeds, which are too few for an \
-             interval."
-                .to_owned()
-        }
-        _ => "Bands are 95 % t intervals over seeds.".to_owned(),
-    });
-    if figure.lines.iter().any(|line| line.best.is_some_and(|best| best.alpha > 0.0)) {
-        let rule = &figure.rule;
-        let guard = rule.guard.map_or(String::new(), |guard| {
-            format!(" that costs mean {} at most {}", figures::role_word(guard), figures::points(rule.keep))
-        });
-        sentences.push(format!(
-            "Ring: best α, the measured α with the highest mean {} accuracy{guard}; chosen on the datasets shown.",
-            figures::role_word(rule.goal)
-        ));
-    }
-    if other_backbones > 0 {
-        let runs = super::format::plural(i64::try_from(other_backbones).unwrap_or(i64::MAX), "run");
+    sentences.extend(about_seeds(figure));
+    sentences.extend(about_best(figure));
+    if measured.other_backbones > 0 {
+        let runs = super::format::plural(i64::try_from(measured.other_backbones).unwrap_or(i64::MAX), "run");
         sentences.push(format!("{runs} from another backbone not shown."));
     }
-    sentences.push(format!("Protocol {protocol}."));
+    sentences.extend(about_stamps(measured));
+    sentences.push(format!("Protocol: {}.", protocols::words(protocol)));
     sentences
+}
+
+/// What is drawn around the lines. Lines with different numbers of seeds are each described.
+fn about_seeds(figure: &AlphaFigure) -> Vec<String> {
+    let some = |wanted: fn(usize) -> bool| figure.lines.iter().any(|line| wanted(line.n));
+    let mut sentences = Vec::new();
+    if !some(|n| n > 0) {
+        sentences.push("Nothing is measured yet but the backbone.".to_owned());
+    }
+    if some(|n| n == 1) {
+        sentences.push("Lines of one seed: intervals are Wilson's 95 % over the images.".to_owned());
+    }
+    if some(|n| n > 1 && n < SEEDS_FOR_INTERVAL) {
+        sentences.push(
+            "Thin lines are seeds, the bold line is their mean; ranges are over two seeds, which are too few for an \
+             interval."
+                .to_owned(),
+        );
+    }
+    if some(|n| n >= SEEDS_FOR_INTERVAL) {
+        sentences.push("Bands are 95 % t intervals over three seeds and more.".to_owned());
+    }
+    sentences
+}
+
+/// What the rings mean, and what they were chosen on.
+fn about_best(figure: &AlphaFigure) -> Vec<String> {
+    let rule = &figure.rule;
+    let rings = |chosen: Chosen| {
+        figure.lines.iter().filter_map(|line| line.best.as_ref()).any(|b| b.alpha > 0.0 && b.chosen == chosen)
+    };
+    let (half, test) = (rings(Chosen::Half), rings(Chosen::Test));
+    if !half && !test {
+        return Vec::new();
+    }
+    let guard = rule.guard.map_or(String::new(), |guard| {
+        format!(" that costs mean {} at most {}", figures::role_word(guard), figures::points(rule.keep))
+    });
+    let how = match (half, test) {
+        (true, false) => {
+            "chosen on a fixed half of each dataset's images; what it brings is said of the other half."
+        }
+        (false, _) => "best on test: chosen on the images that it is shown for, which flatters it.",
+        (true, true) => {
+            "chosen on a fixed half of each dataset's images, or where that is not possible on the images that it is \
+             shown for, which flatters it (best on test)."
+        }
+    };
+    vec![format!(
+        "Ring: best α, the measured α with the highest mean {} accuracy{guard}; {how}",
+        figures::role_word(rule.goal)
+    )]
+}
+
+/// Which machines computed the points, where they were not all alike.
+fn about_stamps(measured: &Measured) -> Option<String> {
+    let stamps = &measured.input.stamps;
+    if stamps.len() < 2 {
+        return None;
+    }
+    let told = stamps.iter().enumerate().map(|(at, (words, points))| {
+        let points = super::format::plural(i64::try_from(*points).unwrap_or(i64::MAX), "point");
+        format!("{} {words} ({points})", stamp_letter(at))
+    });
+    Some(format!(
+        "Points come from {} numerics stamps, so equal weights need not give equal bits: {}.",
+        stamps.len(),
+        told.collect::<Vec<_>>().join("; ")
+    ))
+}
+
+/// What the small numbers of the tables are.
+fn notes(figure: &AlphaFigure, measured: &Measured) -> Vec<String> {
+    let mut notes = vec![
+        "First number: top-1, percent, with Wilson's 95 % interval over images (one seed), the range (two seeds) or the \
+         95 % t interval over seeds (three and more). Below it: points against the backbone, with the 95 % interval of \
+         the paired bootstrap over images (BCa), seeds averaged inside an image; † Agresti–Min's, where fewer than ten \
+         images changed. Intervals over images say nothing about other seeds."
+            .to_owned(),
+        "Over all datasets: means of a role's datasets against the backbone, on the images that the best α was not chosen \
+         on (“on test”: on all), with the same intervals; robustness is at α 1 on all images, with the range or the 95 % \
+         t interval over seeds."
+            .to_owned(),
+        "Area: between the line and the backbone over α from 0 to 1, points·α by trapezoids; the mean gain of an α drawn \
+         blindly."
+            .to_owned(),
+    ];
+    let by_class = figure.panels.iter().flat_map(|panel| &panel.lines).flat_map(|line| &line.points);
+    if by_class.into_iter().any(|place| place.by_class.is_some()) {
+        notes.push("By class: the mean over classes of the accuracy inside a class.".to_owned());
+    }
+    notes.extend(about_stamps(measured));
+    notes
 }

@@ -1,16 +1,18 @@
 //! The dashboard: HTML that reads without JavaScript. One file per page, its queries beside it; what several pages
 //! share is here: the frame around them, the theme, and how answers are sent.
 
+mod accuracies;
 mod answer;
 mod assets;
+mod classes;
 mod compare;
 mod experiment;
 mod figure;
 mod format;
 mod home;
 mod log;
-mod measured;
 mod numbers;
+mod protocols;
 mod queue;
 mod run;
 mod spec_view;
@@ -48,6 +50,7 @@ pub fn router() -> Router<App> {
         .route("/experiments/{id}/curves.csv", get(experiment::csv))
         .route("/runs/{id}", get(run::show))
         .route("/runs/{id}/cancel", post(run::cancel))
+        .route("/runs/{id}/classes.csv", get(classes::csv))
         .route("/fragments/runs/{id}/log", get(log::fragment))
         .route("/compare", get(compare::show))
         .route("/workers", get(workers::show))

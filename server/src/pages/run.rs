@@ -2,13 +2,13 @@
 
 use super::{
     Asked, Shell,
-    experiment::{Choice, DataSource, data_sources},
+    classes::{ClassTable, class_tables},
+    experiment::{DataSource, data_sources},
     figure::FigureView,
     format,
     home::percent,
-    log,
-    measured::{Measured, Source},
-    page,
+    log, page,
+    protocols::{self, Switch},
     spec_view::{self, Leaf},
 };
 use crate::{
@@ -16,6 +16,8 @@ use crate::{
     checkpoints::get_checkpoint,
     curves::{CurveFilter, curves},
     figures::{FigureOptions, LossChart, View, loss_svg},
+    lines::KEEP,
+    measured::{Measured, Source},
     metrics,
     runs::{self, Attempt, Run, parts::PartSummary},
 };
@@ -38,7 +40,8 @@ const EVIDENCE: usize = 12;
 /// What the address of the page says.
 #[derive(Debug, Default, Deserialize)]
 pub struct Options {
-    protocol: Option<String>,
+    /// Only this protocol.
+    pub protocol: Option<String>,
 }
 
 #[derive(Template)]
@@ -70,7 +73,10 @@ struct RunPage {
     leak: bool,
     checkpoint: Option<CheckpointView>,
     figure: Option<FigureView>,
-    protocols: Vec<Choice>,
+    protocols: Vec<Switch>,
+    /// Accuracy by class, and where all of it is.
+    classes: Vec<ClassTable>,
+    classes_csv: String,
     sources: Vec<DataSource>,
     set: Vec<Leaf>,
     defaults: Vec<Leaf>,
@@ -125,7 +131,8 @@ pub async fn show(
     let ended = run.summary.finished_at.is_some();
     let chart = loss(pool, &run, spec.as_ref()).await?;
     let log = log::tail(pool, id).await?;
-    let (figure, protocols, sources) = figure(pool, &run, spec.as_ref(), &options).await?;
+    let Drawn { figure, protocols, classes, classes_csv, sources } =
+        figure(pool, &run, spec.as_ref(), &options).await?.unwrap_or_default();
     let progress = progress(&run, spec.as_ref());
     let leaves = spec_view::leaves(&run.spec);
     let (set, defaults): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(|leaf| leaf.set);
@@ -165,6 +172,8 @@ pub async fn show(
         checkpoint: checkpoint(pool, &run).await?,
         figure,
         protocols,
+        classes,
+        classes_csv,
         sources,
         set,
         defaults,
@@ -232,19 +241,23 @@ fn significant(value: f64) -> String {
     format!("{value:.*}", 4_usize.saturating_sub(whole))
 }
 
-async fn figure(
-    pool: &PgPool,
-    run: &Run,
-    spec: Option<&Spec>,
-    options: &Options,
-) -> Result<(Option<FigureView>, Vec<Choice>, Vec<DataSource>)> {
-    let protocols = spec.map(|spec| spec.evaluation.protocols()).unwrap_or_default();
+/// What the evaluation has to show.
+#[derive(Default)]
+struct Drawn {
+    figure: Option<FigureView>,
+    protocols: Vec<Switch>,
+    classes: Vec<ClassTable>,
+    classes_csv: String,
+    sources: Vec<DataSource>,
+}
+
+async fn figure(pool: &PgPool, run: &Run, spec: Option<&Spec>, options: &Options) -> Result<Option<Drawn>> {
+    let mut protocols = spec.map(|spec| spec.evaluation.protocols()).unwrap_or_default();
+    protocols::sort(&mut protocols);
     let asked = options.protocol.as_deref();
-    let chosen = protocols
-        .iter()
-        .find(|protocol| asked.map_or(protocol.readout.k() == Some(20), |id| protocol.id == id))
-        .or(protocols.last());
-    let Some(chosen) = chosen else { return Ok((None, Vec::new(), Vec::new())) };
+    let Some(chosen) = protocols::chosen(&protocols, asked).or(protocols::chosen(&protocols, None)) else {
+        return Ok(None);
+    };
     let summary = &run.summary;
     let filter =
         CurveFilter { run: Some(summary.id), protocol: Some(chosen.id.clone()), ..CurveFilter::default() };
@@ -259,18 +272,24 @@ async fn figure(
         seed: summary.seed,
         name: summary.name.clone(),
     };
-    let measured = Measured::gather(pool, curves(pool, &filter).await?, &[source]).await?;
+    let curves = curves(pool, &filter).await?;
+    let measured = Measured::gather(pool, curves.clone(), &[source]).await?;
     // Without a point of its own the run has nothing to show but the backbone.
     let own =
         measured.input.variants.iter().flat_map(|v| &v.seeds).any(|s| s.scores.iter().any(|m| !m.is_empty()));
     if !own {
-        return Ok((None, Vec::new(), Vec::new()));
+        return Ok(None);
     }
-    let view = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen.id);
-    let links = protocols.iter().map(|p| {
-        Choice::new(p.readout.label(), format!("/runs/{}?protocol={}", summary.id, p.id), p.id == chosen.id)
-    });
-    Ok((view, links.collect(), data_sources(&measured)))
+    let view = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: KEEP }, chosen);
+    let best = view.as_ref().and_then(|view| view.figure.lines.first()?.best.as_ref());
+    let address = |id: &str| format!("/runs/{}?protocol={id}", summary.id);
+    Ok(Some(Drawn {
+        classes: class_tables(pool, &curves, best).await?,
+        classes_csv: format!("/runs/{}/classes.csv?protocol={}", summary.id, chosen.id),
+        protocols: protocols::switches(&protocols, chosen, address),
+        sources: data_sources(&measured),
+        figure: view,
+    }))
 }
 
 fn part_view(part: &PartSummary) -> PartView {

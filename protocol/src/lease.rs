@@ -1,7 +1,7 @@
 //! The words between a worker's agent and the server. A lease is the right to work on one attempt until it
 //! expires; its epoch is the fence that every write carries.
 
-use crate::{Alpha, BlobRef, JournalLine, LogLine, Phase, Spec};
+use crate::{Alpha, AnalysisKind, BlobRef, JournalLine, LogLine, Phase, Spec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -82,6 +82,9 @@ pub struct LeaseGrant {
     pub checkpoint: Option<BlobRef>,
     /// Points that exist already and need no computing.
     pub known_points: Vec<KnownPoint>,
+    /// Analyses that earlier attempts have told.
+    #[serde(default)]
+    pub analysed: Vec<AnalysisKind>,
     /// Milliseconds until the lease expires unless renewed.
     pub expires_in_ms: u64,
 }

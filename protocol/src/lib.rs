@@ -3,6 +3,7 @@
 //! no async, no tensors, so that both sides can depend on it and neither drags in the other's world.
 
 mod alpha;
+mod analysis;
 mod describe;
 mod digest;
 mod evaluation;
@@ -15,11 +16,16 @@ mod state;
 mod validate;
 
 pub use alpha::Alpha;
+pub use analysis::{
+    Analysis, AnalysisKind, BlockCka, LayerDistance, LayerSpectrum, Qkv, QueryNeighbours, ShownNeighbour,
+    SimilarityAnalysis, SimilarityReport, SpectrumAnalysis, SpectrumReport, SpectrumValues, Tail, TailStatus,
+    Tiles,
+};
 pub use describe::Description;
 pub use digest::{hex, selection_half, sha256_hex};
 pub use evaluation::{
-    Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout, Role,
-    ZeroShot,
+    Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout,
+    Role, ZeroShot,
 };
 pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
 pub use journal::{RunProgress, Stream};

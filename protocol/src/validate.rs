@@ -5,6 +5,7 @@ use crate::{Alpha, Architecture, Decoder, Dtype, Kind, Spec, View, WeightSource}
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod analysis;
 mod method;
 
 /// A field that breaks a rule.
@@ -98,6 +99,7 @@ impl Spec {
             Kind::Evaluate => self.evaluate_problems(&mut list),
         }
         self.evaluation_problems(&mut list);
+        self.analysis_problems(&mut list);
         list.0
     }
 

@@ -1,6 +1,7 @@
 //! `train` and `evaluate` without a server: the same attempt in the same kind of folder, with a progress bar from its
 //! journal and the curves as a table at the end. Run again on the same folder, it goes on where it was stopped.
 
+use crate::analysis;
 use crate::attempt::ending::Ending;
 use crate::attempt::{Assignment, BLOBS, WAIT_POLICY};
 use crate::data::asset::file_sha256;
@@ -8,7 +9,7 @@ use crate::journal::JournalTail;
 use crate::spec_file;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{
-    Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom, Spec,
+    AnalysisKind, Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom, Spec,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -59,6 +60,13 @@ impl Local {
         std::fs::write(&path, serde_json::to_vec_pretty(&summary(&lines, spec))?)
             .with_context(|| format!("writing {}", path.display()))?;
         print!("{}", table(&lines, spec));
+        for line in &lines {
+            match &line.event {
+                Event::Spectrum(report) => print!("\n{}", analysis::table::spectrum(report)),
+                Event::Similarity(report) => print!("\n{}", analysis::table::similarity(report)),
+                _ => {}
+            }
+        }
         println!(
             "\n{} has spec, environment, digests, the last value of each metric, and the points",
             path.display()
@@ -145,6 +153,7 @@ impl Local {
             resume: None,
             checkpoint: None,
             known_points: Vec::new(),
+            analysed: Vec::new(),
             expires_in_ms: 0,
         };
         for line in lines {
@@ -154,6 +163,8 @@ impl Local {
                     (lease.phase, lease.checkpoint) = (Phase::Evaluate, Some(blob));
                 }
                 Event::Point(point) => lease.known_points.push(known(&point)),
+                Event::Spectrum(_) => lease.analysed.push(AnalysisKind::Spectrum),
+                Event::Similarity(_) => lease.analysed.push(AnalysisKind::Similarity),
                 _ => {}
             }
         }
@@ -258,6 +269,8 @@ fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
                     }));
                 }
             }
+            Event::Spectrum(report) => summary["spectrum"] = json!(report),
+            Event::Similarity(report) => summary["similarity"] = json!(report),
             Event::Phase { .. } | Event::Progress(_) | Event::ResumeState { .. } => {}
         }
     }
@@ -275,7 +288,8 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
             }
             Event::Point(point) => {
                 let accuracy = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
-                accuracies.insert((point.dataset.as_str(), point.alpha, point.protocol.id.as_str()), accuracy);
+                accuracies
+                    .insert((point.dataset.as_str(), point.alpha, point.protocol.id.as_str()), accuracy);
             }
             _ => {}
         }
@@ -284,10 +298,8 @@ fn table(lines: &[JournalLine], spec: &Spec) -> String {
     let mut text = String::new();
     for dataset in &spec.evaluation.datasets {
         let Some((digest, title, queries)) = titles.get(dataset.asset.as_str()) else { continue };
-        text += &format!(
-            "\n{title} ({}), {queries} images, accuracy in percent\n     α",
-            dataset.role.as_str()
-        );
+        text +=
+            &format!("\n{title} ({}), {queries} images, accuracy in percent\n     α", dataset.role.as_str());
         for protocol in &protocols {
             text += &format!("  {:>6}", protocol.readout.label());
         }

@@ -258,11 +258,7 @@ async fn figure(
     }
     let view = FigureView::new(&measured, FigureOptions { view: View::Accuracy, keep: 1.0 }, &chosen.id);
     let links = protocols.iter().map(|p| {
-        Choice::new(
-            p.readout.label(),
-            format!("/runs/{}?protocol={}", summary.id, p.id),
-            p.id == chosen.id,
-        )
+        Choice::new(p.readout.label(), format!("/runs/{}?protocol={}", summary.id, p.id), p.id == chosen.id)
     });
     Ok((view, links.collect(), data_sources(&measured)))
 }

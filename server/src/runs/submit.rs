@@ -163,6 +163,7 @@ fn variant(spec: &Spec) -> Result<String> {
     (bare.seed, bare.priority, bare.max_attempts) = (0, 0, 0);
     (bare.name, bare.note, bare.experiment) = (String::new(), String::new(), String::new());
     bare.tags.clear();
+    bare.analysis = None;
     let text = serde_json::to_string(&bare).map_err(anyhow::Error::from)?;
     Ok(hex(&Sha256::digest(text)[..8]))
 }

@@ -116,6 +116,7 @@ impl Shipper {
 fn blob(event: &Event) -> Option<&BlobRef> {
     match event {
         Event::ResumeState { blob, .. } | Event::Checkpoint { blob, .. } => Some(blob),
+        Event::Similarity(report) => report.tiles.as_ref().map(|tiles| &tiles.blob),
         _ => None,
     }
 }

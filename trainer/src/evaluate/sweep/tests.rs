@@ -108,7 +108,9 @@ fn a_row_of_a_sweep_is_a_single_run_bit_for_bit() {
     let (points, progress) = fixture.run(&fixture.evaluation, &[]);
     let order: Vec<(&str, i64, u32)> = points
         .iter()
-        .map(|point| (point.dataset.as_str(), point.alpha.ten_thousandths(), point.protocol.readout.k().unwrap_or(0)))
+        .map(|point| {
+            (point.dataset.as_str(), point.alpha.ten_thousandths(), point.protocol.readout.k().unwrap_or(0))
+        })
         .collect();
     let mut expected = Vec::new();
     for measured in &fixture.datasets {

@@ -3,7 +3,7 @@
 //! numbers are little-endian. Nothing in the file is believed: every count and offset is checked against the bytes
 //! that are there.
 
-use super::{Tensors, digest};
+use super::Tensors;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;

@@ -40,6 +40,9 @@ impl Fixture {
             image_size: 28,
             feature: Feature::Cls,
             dtype: Default::default(),
+            linear_probe: None,
+            zero_shot: None,
+            refine: 0,
             batch_size: 8,
         };
         Fixture { backbone, line, datasets, evaluation }

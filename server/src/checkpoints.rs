@@ -1,7 +1,7 @@
 //! Checkpoints: which there are, their files, and several of them side by side.
 
 use crate::{
-    App, Error, Result, blobs,
+    App, Error, Result, analysis, blobs,
     curves::{Curve, CurveFilter, curves},
     error::found,
     page::{self, Page},
@@ -11,6 +11,7 @@ use axum::{
     extract::{Path, Query, State},
     response::Response,
 };
+use causeway_protocol::{SimilarityReport, SpectrumReport};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::collections::BTreeMap;
@@ -140,6 +141,10 @@ pub struct Comparison {
     pub checkpoints: Vec<Checkpoint>,
     /// Their curves.
     pub curves: Vec<Curve>,
+    /// The spectra of each, null where no run was asked for them.
+    pub spectra: Vec<Option<SpectrumReport>>,
+    /// The similarity of each with its θ0, null where no run was asked for it.
+    pub similarities: Vec<Option<SimilarityReport>>,
     /// Paths in the specs whose values are not all equal, with the value of each checkpoint's run.
     pub differing: BTreeMap<String, Vec<Option<serde_json::Value>>>,
 }
@@ -182,7 +187,17 @@ pub async fn compare(pool: &PgPool, digests: &[&str], protocol: Option<String>) 
         protocol,
         ..CurveFilter::default()
     };
-    Ok(Comparison { curves: curves(pool, &filter).await?, differing: differing(&specs), checkpoints })
+    let digests: Vec<String> = checkpoints.iter().map(|checkpoint| checkpoint.digest.clone()).collect();
+    let spectra = analysis::spectra(pool, &digests).await?;
+    let similarities = analysis::similarities(pool, &digests).await?;
+    Ok(Comparison {
+        curves: curves(pool, &filter).await?,
+        // A checkpoint may be named twice.
+        spectra: digests.iter().map(|digest| spectra.get(digest).cloned()).collect(),
+        similarities: digests.iter().map(|digest| similarities.get(digest).cloned()).collect(),
+        differing: differing(&specs),
+        checkpoints,
+    })
 }
 
 /// The leaves in which documents differ, by path; lists are leaves.

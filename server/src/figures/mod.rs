@@ -11,6 +11,8 @@ mod loss;
 mod panel;
 mod paper;
 mod scale;
+mod similarity;
+mod spectrum;
 pub mod stats;
 mod words;
 
@@ -25,4 +27,9 @@ pub use identity::{DASHES, Identity, Marker, identity, short};
 pub use loss::{LossChart, loss_svg};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
+pub use similarity::{CkaFigure, cka_svgs, distance_svg, share};
+pub use spectrum::{
+    AlongFigure, SPECTRUM_NARROW, SPECTRUM_WIDE, SpectrumFigure, SpectrumLayer, SpectrumSeries, TOP,
+    along_svg, spectrum_key_svg, spectrum_svg,
+};
 pub use words::{points, role_word, signed, tone, value};

@@ -6,7 +6,10 @@ use super::{
     figure::FigureView,
     format,
     measured::{Measured, Source},
-    page, spec_view,
+    page,
+    similarity::NeighboursView,
+    spec_view,
+    spectrum::{Compared, SpectrumView},
 };
 use crate::{
     App, Error, Result,
@@ -23,7 +26,7 @@ use axum::{
     extract::{Query, State},
     response::{IntoResponse, Redirect, Response},
 };
-use causeway_protocol::{Alpha, Protocol, Spec};
+use causeway_protocol::{Alpha, Protocol, SimilarityReport, Spec, SpectrumReport};
 use serde_json::Value;
 use sqlx::PgPool;
 use std::collections::BTreeMap;
@@ -46,6 +49,8 @@ struct Compare {
     accuracies: Vec<Accuracies>,
     figure: Option<FigureView>,
     sources: Vec<DataSource>,
+    spectrum: Option<SpectrumView>,
+    neighbours: Option<NeighboursView>,
     differing: Vec<SpecRow>,
     equal: Vec<(String, String)>,
 }
@@ -201,6 +206,8 @@ async fn view(
         runs.iter().map(|run| run.as_ref().map_or(Value::Null, |r| r.spec.clone())).collect();
     let (differing, equal) = spec_rows(&specs);
     let digests: Vec<&str> = comparison.checkpoints.iter().map(|c| c.digest.as_str()).collect();
+    let spectrum = spectrum(&comparison.spectra, &columns, &runs);
+    let neighbours = neighbours(&comparison.similarities, &columns);
     let (differences, axis) = differences(&measured, &columns, &digests);
     let places = [("1", "α 1"), ("best", "own best α"), ("0.5", "α 0.5")];
     Ok(Compare {
@@ -224,11 +231,38 @@ async fn view(
         axis,
         accuracies: accuracies(&measured, &runs),
         sources: data_sources(&measured),
+        spectrum,
+        neighbours,
         figure,
         columns,
         differing,
         equal,
     })
+}
+
+/// The spectra of those checkpoints that have any.
+fn spectrum(
+    reports: &[Option<SpectrumReport>],
+    columns: &[Column],
+    runs: &[Option<ComparedRun>],
+) -> Option<SpectrumView> {
+    let compared = reports.iter().zip(columns).zip(runs).filter_map(|((report, column), run)| {
+        Some(Compared {
+            short: column.letter.to_string(),
+            label: format!("{} · {}", column.letter, column.name),
+            method: run.as_ref()?.method.clone(),
+            report: report.as_ref()?,
+        })
+    });
+    SpectrumView::of(&compared.collect::<Vec<_>>())
+}
+
+/// What is nearest to the same queries under those checkpoints that were asked.
+fn neighbours(reports: &[Option<SimilarityReport>], columns: &[Column]) -> Option<NeighboursView> {
+    let compared = reports.iter().zip(columns).filter_map(|(report, column)| {
+        Some((format!("{} · {}", column.letter, column.name), report.as_ref()?))
+    });
+    NeighboursView::of(&compared.collect::<Vec<_>>())
 }
 
 /// The run that made a checkpoint, or the first that evaluated it.

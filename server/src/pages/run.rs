@@ -9,10 +9,12 @@ use super::{
     log,
     measured::{Measured, Source},
     page,
+    similarity::SimilarityView,
     spec_view::{self, Leaf},
+    spectrum::SpectrumView,
 };
 use crate::{
-    App, Result,
+    App, Result, analysis,
     checkpoints::get_checkpoint,
     curves::{CurveFilter, curves},
     figures::{FigureOptions, LossChart, View, loss_svg},
@@ -70,6 +72,8 @@ struct RunPage {
     figure: Option<FigureView>,
     protocols: Vec<Choice>,
     sources: Vec<DataSource>,
+    spectrum: Option<SpectrumView>,
+    similarity: Option<SimilarityView>,
     set: Vec<Leaf>,
     defaults: Vec<Leaf>,
     toml: String,
@@ -117,6 +121,7 @@ pub async fn show(
     let chart = loss(pool, &run, spec.as_ref()).await?;
     let log = log::tail(pool, id).await?;
     let (figure, protocols, sources) = figure(pool, &run, spec.as_ref(), &options).await?;
+    let (spectrum, similarity) = (analysis::spectrum(pool, id).await?, analysis::similarity(pool, id).await?);
     let progress = progress(&run, spec.as_ref());
     let leaves = spec_view::leaves(&run.spec);
     let (set, defaults): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(|leaf| leaf.set);
@@ -156,6 +161,8 @@ pub async fn show(
         figure,
         protocols,
         sources,
+        spectrum: spectrum.map(|report| SpectrumView::of_run(&report, id, &run.summary.method)),
+        similarity: similarity.map(|report| SimilarityView::of_run(&report, id, &run.summary.method)),
         set,
         defaults,
         toml: spec.as_ref().and_then(|spec| toml::to_string_pretty(spec).ok()).unwrap_or_default(),
@@ -274,6 +281,8 @@ fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {
     // Training counts steps, evaluation images.
     let (unit, images) = match (progress.phase, spec.and_then(|spec| spec.training.as_ref())) {
         (causeway_protocol::Phase::Train, Some(training)) => ("steps", f64::from(training.batch_size)),
+        // An analysis of weights looks at no image.
+        _ if progress.doing.starts_with("spectra") => ("layers", 1.0),
         _ => ("images", 1.0),
     };
     let rest = progress.total.saturating_sub(progress.done) as f64 * images;
@@ -288,7 +297,11 @@ fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {
             format::count(i64::try_from(progress.done).unwrap_or(0)),
             format::count(i64::try_from(progress.total).unwrap_or(0))
         ),
-        rate: format!("{:.1} images/s", progress.images_per_second),
+        rate: format!(
+            "{:.1} {}/s",
+            progress.images_per_second,
+            if unit == "layers" { unit } else { "images" }
+        ),
         left: left.unwrap_or_default(),
         doing: progress.doing,
     })

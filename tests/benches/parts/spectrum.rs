@@ -60,7 +60,12 @@ fn one(name: &str, weights: &Path, folder: &Path, rounds: usize) -> Result<()> {
     }
     let version = answer["version"].as_str().unwrap_or("?");
     report(&format!("spectrum_{name}_weightwatcher"), theirs, "s", &format!("{version}'s analyze alone"));
-    report(&format!("spectrum_{name}_ratio"), theirs / ours, "x", "weightwatcher's time over ours, in one run");
+    report(
+        &format!("spectrum_{name}_ratio"),
+        theirs / ours,
+        "x",
+        "weightwatcher's time over ours, in one run",
+    );
     // Files differ in names and order; sorted, the exponents have to be the same ones.
     let sorted = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
@@ -72,7 +77,10 @@ fn one(name: &str, weights: &Path, folder: &Path, rounds: usize) -> Result<()> {
     ensure!(exponents.len() == expected.len(), "{} layers against {}", exponents.len(), expected.len());
     let apart = exponents.iter().zip(&expected).map(|(one, other)| (one - other).abs() / other);
     let what = "the largest relative difference between any exponent and weightwatcher's";
-    println!("{}", json!({"bench": format!("spectrum_{name}_difference"), "value": apart.fold(0.0, f64::max), "unit": "", "what": what}));
+    println!(
+        "{}",
+        json!({"bench": format!("spectrum_{name}_difference"), "value": apart.fold(0.0, f64::max), "unit": "", "what": what})
+    );
     Ok(())
 }
 
@@ -87,12 +95,9 @@ fn write_vit_b(path: &Path) -> Result<()> {
         ("norm.bias".into(), vec![768]),
     ];
     for block in 0..12 {
-        for (layer, rows, columns) in [
-            ("attn.qkv", 2304, 768),
-            ("attn.proj", 768, 768),
-            ("mlp.fc1", 3072, 768),
-            ("mlp.fc2", 768, 3072),
-        ] {
+        for (layer, rows, columns) in
+            [("attn.qkv", 2304, 768), ("attn.proj", 768, 768), ("mlp.fc1", 3072, 768), ("mlp.fc2", 768, 3072)]
+        {
             tensors.push((format!("blocks.{block}.{layer}.weight"), vec![rows, columns]));
             tensors.push((format!("blocks.{block}.{layer}.bias"), vec![rows]));
         }

@@ -150,7 +150,7 @@ pub fn distance_svg(layers: &[(SpectrumLayer, f64)], identity: Identity, id: &st
             short(x(1.0)),
             short(LEFT + 6.0),
             short(y(tick) + 4.0),
-            share(tick),
+            format_args!("{} %", short(100.0 * tick)),
             left = short(x(0.0)),
             y = short(y(tick))
         );

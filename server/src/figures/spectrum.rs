@@ -49,13 +49,14 @@ pub struct Size {
 }
 
 /// For the main column.
-pub const SPECTRUM_WIDE: Size = Size { width: 760.0, height: 260.0, marker: 4.0 };
+pub const SPECTRUM_WIDE: Size = Size { width: 760.0, height: 274.0, marker: 4.0 };
 /// For narrow places.
-pub const SPECTRUM_NARROW: Size = Size { width: 340.0, height: 220.0, marker: 2.6 };
+pub const SPECTRUM_NARROW: Size = Size { width: 340.0, height: 234.0, marker: 2.6 };
 
 const LEFT: f64 = 30.0;
 const RIGHT: f64 = 10.0;
-const UPPER: f64 = 20.0;
+/// Room for the axis' name, and under it for arrows.
+const UPPER: f64 = 34.0;
 const LOWER: f64 = 34.0;
 
 /// Where things are.

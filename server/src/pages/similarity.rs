@@ -17,7 +17,7 @@ use std::fmt::Write;
 use uuid::Uuid;
 
 /// Largest side at which a tile is shown, CSS pixels.
-const SHOWN: u32 = 72;
+const SHOWN: u32 = 56;
 
 /// Similarity as a run's page shows it.
 #[derive(Debug)]

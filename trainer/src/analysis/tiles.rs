@@ -49,14 +49,11 @@ pub fn write(folder: &Path, sources: &[&Source]) -> Result<Option<Tiles>> {
     Ok(Some(Tiles { blob, side: side as u32, columns: columns as u32, rows: rows as u32 }))
 }
 
-/// The whole image within a square; never enlarged.
+/// The whole image within a square that its longer side fills.
 fn fit(image: &RgbImage, side: usize) -> RgbImage {
     let longest = image.width.max(image.height);
-    if longest <= side {
-        return image.clone();
-    }
-    let shrunk = |length: usize| (length * side).div_ceil(longest).clamp(1, side);
-    resize(image, shrunk(image.width), shrunk(image.height))
+    let scaled = |length: usize| (length * side).div_ceil(longest).clamp(1, side);
+    resize(image, scaled(image.width), scaled(image.height))
 }
 
 /// Puts an image into the middle of a tile.

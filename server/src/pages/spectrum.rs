@@ -192,6 +192,10 @@ fn caption(report: &SpectrumReport, figure: &SpectrumFigure) -> Vec<String> {
          words for the shape of a spectrum, no measurement of accuracy."
             .to_owned(),
     ];
+    let as_backbone = figure.series.iter().skip(1).any(|one| one.values.iter().any(Option::is_none));
+    if as_backbone {
+        sentences.push("A layer without a mark of its own did not move: it is the backbone's.".to_owned());
+    }
     let beyond =
         figure.series.iter().flat_map(|one| one.values.iter().flatten()).filter(|v| **v > TOP).count();
     if beyond > 0 {

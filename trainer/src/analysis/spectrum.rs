@@ -17,6 +17,8 @@ use tch::{Kind, Tensor};
 const THRESHOLD: f64 = 1e-5;
 /// A layer with fewer eigenvalues than this is left out: weightwatcher's min_evals.
 pub const MIN_EVALS: i64 = 8;
+/// Rows of a Gram matrix that are computed together.
+const GRAM_ROWS: i64 = 128;
 /// Share of the threshold by which rounding in the Gram matrix may move an eigenvalue.
 const TRUSTED: f64 = 1e-3;
 
@@ -67,8 +69,7 @@ pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
 
 fn of_gram(slices: &Tensor) -> Result<Vec<f64>> {
     let (rows, columns) = (slices.size()[1], slices.size()[2]);
-    let transposed = slices.transpose(1, 2);
-    let gram = if rows < columns { slices.f_matmul(&transposed)? } else { transposed.f_matmul(slices)? };
+    let gram = if rows < columns { lower_gram(slices)? } else { lower_gram(&slices.transpose(1, 2))? };
     let values = gram.f_linalg_eigvalsh("L").context("the eigenvalues of its Gram matrix")?; // [slices, smaller]
     let largest = values.max().double_value(&[]);
     let rounding = f64::EPSILON * rows.max(columns) as f64 * largest;
@@ -76,6 +77,22 @@ fn of_gram(slices: &Tensor) -> Result<Vec<f64>> {
         return of_svd(slices);
     }
     Ok(Vec::try_from(values.contiguous().view(-1))?)
+}
+
+/// XXᵀ, of which only the lower triangle is computed, and a little above it: the eigenvalues of a symmetric matrix need
+/// no more, and the product is half of what they cost.
+///
+/// # Shapes
+/// [slices, smaller, larger] → [slices, smaller, smaller]
+fn lower_gram(x: &Tensor) -> Result<Tensor> {
+    let side = x.size()[1];
+    let one = |begin: i64| {
+        let (rows, end) = (GRAM_ROWS.min(side - begin), (begin + GRAM_ROWS).min(side));
+        let product = x.narrow(1, begin, rows).f_matmul(&x.narrow(1, 0, end).transpose(1, 2))?;
+        product.f_constant_pad_nd([0, side - end])
+    };
+    let blocks = (0..side).step_by(GRAM_ROWS as usize).map(one).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_cat(&blocks, 1)?)
 }
 
 fn of_svd(slices: &Tensor) -> Result<Vec<f64>> {

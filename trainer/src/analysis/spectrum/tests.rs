@@ -63,7 +63,9 @@ fn layers_have_weightwatchers_numbers() {
 
 #[test]
 fn the_gram_matrix_gives_the_squares_of_the_singular_values() {
-    for weight in [matrix(3, 70, 30, 5), matrix(4, 30, 70, 5), matrix(5, 24, 48, 5).reshape([24, 3, 4, 4])] {
+    let several_blocks = matrix(6, 300, 270, 5);
+    let patches = matrix(5, 24, 48, 5).reshape([24, 3, 4, 4]);
+    for weight in [matrix(3, 70, 30, 5), matrix(4, 30, 70, 5), several_blocks, patches] {
         let [gram, svd] = [Route::Gram, Route::Svd].map(|route| eigenvalues(&weight, route).unwrap());
         assert_eq!(gram.len() as i64, count(&weight.size()).unwrap());
         let largest = svd.last().unwrap();

@@ -2,7 +2,7 @@
 //! numbered from 1, to `journal.jsonl` in its attempt's folder. The agent ships the lines in order, and the
 //! server takes each line at most once. Without a server the same file is what a person reads.
 
-use crate::{Alpha, FeatureFile, Phase, Protocol, Training, hex};
+use crate::{Alpha, FeatureFile, Phase, Protocol, SimilarityReport, SpectrumReport, Training, hex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -123,6 +123,10 @@ pub enum Event {
     Features(Box<FeatureFile>),
     /// One point of a curve. Its protocol comes with it, so that the line stands alone.
     Point(Box<PointRecord>),
+    /// The spectra of the line's layers.
+    Spectrum(Box<SpectrumReport>),
+    /// How similar θ_α is to θ0. Its small images are uploaded before this line is shipped.
+    Similarity(Box<SimilarityReport>),
 }
 
 /// One point: accuracy of one α on one dataset under one protocol.

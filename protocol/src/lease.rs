@@ -1,7 +1,7 @@
 //! The words between a worker's agent and the server. A lease is the right to work on one attempt until it
 //! expires; its epoch is the fence that every write carries.
 
-use crate::{Alpha, BlobRef, JournalLine, LogLine, Phase, Spec};
+use crate::{Alpha, AnalysisKind, BlobRef, JournalLine, LogLine, Phase, Spec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -88,6 +88,9 @@ pub struct LeaseGrant {
     /// Features that the parts of this run have computed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<FeatureFile>,
+    /// Analyses that earlier attempts have told.
+    #[serde(default)]
+    pub analysed: Vec<AnalysisKind>,
     /// Milliseconds until the lease expires unless renewed.
     pub expires_in_ms: u64,
 }

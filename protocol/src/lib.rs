@@ -3,6 +3,7 @@
 //! no async, no tensors, so that both sides can depend on it and neither drags in the other's world.
 
 mod alpha;
+mod analysis;
 mod best;
 mod describe;
 mod digest;
@@ -17,6 +18,11 @@ mod validate;
 
 pub use alpha::Alpha;
 pub use best::{Change, KEEP_POINTS, best_change, goal_and_guard};
+pub use analysis::{
+    Analysis, AnalysisKind, BlockCka, LayerDistance, LayerSpectrum, Qkv, QueryNeighbours, ShownNeighbour,
+    SimilarityAnalysis, SimilarityReport, SpectrumAnalysis, SpectrumReport, SpectrumValues, Tail, TailStatus,
+    Tiles,
+};
 pub use describe::Description;
 pub use digest::{hex, selection_half, sha256_hex};
 pub use evaluation::{

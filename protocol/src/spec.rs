@@ -1,7 +1,7 @@
 //! The spec: the typed description of a run. What was POSTed, with every default filled in, so that a spec read
 //! years later still says everything that decided the result.
 
-use crate::{Dtype, Evaluation, Method, Retention};
+use crate::{Analysis, Dtype, Evaluation, Method, Retention};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -50,6 +50,9 @@ pub struct Spec {
     pub training: Option<Training>,
     /// The α sweep.
     pub evaluation: Evaluation,
+    /// What is asked of weights and features after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<Analysis>,
 }
 
 /// What a run does.

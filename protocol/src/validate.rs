@@ -5,6 +5,7 @@ use crate::{Alpha, Architecture, Decoder, Kind, Spec, View, WeightSource};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod analysis;
 mod method;
 mod readout;
 
@@ -103,6 +104,7 @@ impl Spec {
             Kind::Evaluate => self.evaluate_problems(&mut list),
         }
         self.evaluation_problems(&mut list);
+        self.analysis_problems(&mut list);
         list.0
     }
 

@@ -182,6 +182,20 @@ pub async fn get_blob(State(app): State<App>, UrlPath(sha256): UrlPath<String>) 
     app.blobs.send(&sha256).await
 }
 
+/// The file of a blob as an image of this kind, for pages. What is named by its contents never changes.
+///
+/// # Errors
+/// 404 if there is none.
+pub async fn image(app: &App, sha256: &str, kind: &'static str) -> Result<Response> {
+    check_name(sha256)?;
+    let mut response = app.blobs.send(sha256).await?;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("private, max-age=3600"));
+    Ok(response)
+}
+
 /// The fence in the query string of a blob request.
 #[derive(Debug, Deserialize)]
 pub struct EpochQuery {
@@ -274,6 +288,7 @@ async fn sweep_once(app: &App) -> Result<()> {
              and not exists (select from checkpoint c where c.digest = b.sha256)
              and not exists (select from resume_state s where s.blob = b.sha256)
              and not exists (select from feature_file f where f.blob = b.sha256)
+             and not exists (select from analysis a where a.blob = b.sha256)
              and not exists (select from run r where b.sha256 in
                  (r.spec #>> '{weights,theta0,blob}', r.spec #>> '{weights,theta1,blob}')
                  or r.spec #> '{weights,theta1,soup,checkpoints}' ? b.sha256)

@@ -1,7 +1,7 @@
 //! Checkpoints: which there are, their files, and several of them side by side.
 
 use crate::{
-    App, Error, Result, blobs,
+    App, Error, Result, analysis, blobs,
     curves::{Curve, CurveFilter, curves},
     error::found,
     lines::{Line, lines},
@@ -12,6 +12,7 @@ use axum::{
     extract::{Path, Query, State},
     response::Response,
 };
+use causeway_protocol::{SimilarityReport, SpectrumReport};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::collections::BTreeMap;
@@ -143,6 +144,10 @@ pub struct Comparison {
     pub curves: Vec<Curve>,
     /// Each checkpoint's best α and robustness, under each protocol; a checkpoint is a line of its own here.
     pub lines: Vec<Line>,
+    /// The spectra of each, null where no run was asked for them.
+    pub spectra: Vec<Option<SpectrumReport>>,
+    /// The similarity of each with its θ0, null where no run was asked for it.
+    pub similarities: Vec<Option<SimilarityReport>>,
     /// Paths in the specs whose values are not all equal, with the value of each checkpoint's run.
     pub differing: BTreeMap<String, Vec<Option<serde_json::Value>>>,
 }
@@ -192,8 +197,18 @@ pub async fn compare(pool: &PgPool, digests: &[&str], protocol: Option<String>) 
         protocol,
         ..CurveFilter::default()
     };
-    let curves = curves(pool, &filter).await?;
-    Ok(Comparison { curves, lines: Vec::new(), differing: differing(&specs), checkpoints })
+    let digests: Vec<String> = checkpoints.iter().map(|checkpoint| checkpoint.digest.clone()).collect();
+    let spectra = analysis::spectra(pool, &digests).await?;
+    let similarities = analysis::similarities(pool, &digests).await?;
+    Ok(Comparison {
+        curves: curves(pool, &filter).await?,
+        lines: Vec::new(),
+        // A checkpoint may be named twice.
+        spectra: digests.iter().map(|digest| spectra.get(digest).cloned()).collect(),
+        similarities: digests.iter().map(|digest| similarities.get(digest).cloned()).collect(),
+        differing: differing(&specs),
+        checkpoints,
+    })
 }
 
 /// The leaves in which documents differ, by path; lists are leaves.

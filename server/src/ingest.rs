@@ -1,7 +1,7 @@
 //! What the journal says, into the tables. The caller holds the lease's row lock, so lines arrive one batch at a
 //! time and each at most once; everything here happens in that one transaction.
 
-use crate::{Error, Result, leases::Fenced, runs::parts};
+use crate::{Error, Result, analysis, leases::Fenced, runs::parts};
 use causeway_protocol::{Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Spec};
 use sqlx::{PgConnection, types::Json};
 use std::collections::BTreeMap;
@@ -237,10 +237,16 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
             parts::note_features(conn, lease.run_id, *file).await
         }
         Event::Point(point) => insert_point(conn, lease, *point).await,
+        Event::Spectrum(report) => analysis::insert_spectrum(conn, lease, *report).await,
+        Event::Similarity(report) => analysis::insert_similarity(conn, lease, *report).await,
     }
 }
 
-async fn require_blob(conn: &mut PgConnection, sha256: &str) -> Result<()> {
+/// Refuses a line whose file is not here yet.
+///
+/// # Errors
+/// 409 if it is not.
+pub async fn require_blob(conn: &mut PgConnection, sha256: &str) -> Result<()> {
     let there =
         sqlx::query_scalar!(r#"select exists (select from blob where sha256 = $1) as "there!""#, sha256)
             .fetch_one(conn)

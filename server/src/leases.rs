@@ -1,7 +1,7 @@
 //! The worker protocol: a held request for work, a held heartbeat, the journal, the end. Every write locks the lease
 //! row and compares the epoch in the same transaction; a stale epoch gets 409 and changes nothing.
 
-use crate::{ApiJson, App, Error, Result, ingest, runs, runs::parts, wake::Listener, workers};
+use crate::{ApiJson, App, Error, Result, analysis, ingest, runs, runs::parts, wake::Listener, workers};
 use axum::{
     Json,
     extract::{Path, State},
@@ -150,6 +150,7 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
     let known_points = known_points(&mut tx, &spec, run.checkpoint.as_deref()).await?;
     let part = parts::part(&mut tx, lease.run_id).await?;
     let features = parts::features(&mut tx, lease.run_id).await?;
+    let analysed = analysis::analysed(&mut tx, lease.run_id).await?;
     tx.commit().await?;
     Ok(Some(LeaseGrant {
         id: lease.id,
@@ -164,6 +165,7 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
         known_points,
         part,
         features,
+        analysed,
         expires_in_ms: lease_ms(app),
     }))
 }
@@ -333,9 +335,17 @@ pub async fn finish_lease(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What a run that says it succeeded still lacks: points, then analyses.
+async fn missing(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>> {
+    match ingest::missing_points(conn, run_id).await? {
+        None => analysis::missing(conn, run_id).await,
+        points => Ok(points),
+    }
+}
+
 async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -> Result<()> {
     if end.outcome == Outcome::Succeeded
-        && let Some(missing) = ingest::missing_points(conn, lease.run_id).await?
+        && let Some(missing) = missing(conn, lease.run_id).await?
     {
         (end.outcome, end.reason) = (Outcome::Crashed, missing);
     }

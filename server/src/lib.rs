@@ -15,6 +15,7 @@ use tower_http::{compression::CompressionLayer, limit::RequestBodyLimitLayer, tr
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub mod analysis;
 pub mod auth;
 pub mod blobs;
 pub mod checkpoints;
@@ -112,6 +113,8 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(metrics::export_metrics))
         .routes(routes!(metrics::get_logs))
         .routes(routes!(curves::get_run_curves))
+        .routes(routes!(analysis::get_run_spectrum))
+        .routes(routes!(analysis::get_run_similarity))
         .routes(routes!(checkpoints::list_checkpoints))
         .routes(routes!(checkpoints::get_checkpoint_handler))
         .routes(routes!(checkpoints::download_checkpoint))

@@ -5,6 +5,9 @@ use causeway_tests::{FakeWorker, Server, Trainer, binary, demo_data, small_finet
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Command, time::Instant};
 
+#[path = "parts/spectrum.rs"]
+mod spectrum;
+
 /// Requests of one kind that are timed.
 const REQUESTS: usize = 200;
 /// Times that a step's benchmark is repeated, in turns with PyTorch.
@@ -38,6 +41,9 @@ async fn main() -> Result<()> {
     }
     if asked("memory") {
         memory()?;
+    }
+    if asked("spectrum") {
+        spectrum::spectrum()?;
     }
     if let Some(folder) = std::env::var_os("DATA").filter(|_| asked("data")) {
         real_data(Path::new(&folder))?;

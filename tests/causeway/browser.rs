@@ -16,6 +16,10 @@ async fn every_page_reads_well_in_a_browser() -> Result<()> {
             let mut spec = small_finetune();
             (spec["method"], spec["seed"]) = (json!({ "kind": method }), json!(seed));
             spec["training"]["steps"] = json!(4);
+            spec["analysis"] = json!({
+                "spectrum": {"alphas": [0, 0.5, 1]},
+                "similarity": {"dataset": "digits-200", "images": 40, "queries": 3, "neighbours": 4}
+            });
             ids.push(server.submit(&spec).await?);
         }
     }

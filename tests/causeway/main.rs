@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod access;
+mod analysis;
 mod api;
 mod bad_input;
 mod browser;

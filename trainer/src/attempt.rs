@@ -2,6 +2,7 @@
 //! journal there, and leaves a result. It opens no socket and knows no server: `work` runs it under an agent, `train`
 //! and `evaluate` run it for a person, and it is the same attempt.
 
+mod analyse;
 pub mod ending;
 pub mod environment;
 mod kept;
@@ -21,6 +22,7 @@ use crate::train::{self, TrainRun};
 use crate::weights::Backbone;
 use crate::weights::checkpoint::Recipe;
 use crate::weights::interpolate::Line;
+use analyse::Analyse;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Phase, Spec, WeightSource};
 use ending::Ending;
@@ -231,7 +233,20 @@ impl<'a> Attempt<'a> {
         };
         match part {
             Some(part) => sweep.run_part(part, folder)?,
-            None => sweep.run()?,
+            None => {
+                sweep.run()?;
+                Analyse {
+                    spec: &spec,
+                    analysed: &self.lease.analysed,
+                    datasets: &datasets,
+                    backbone: &backbone.digest,
+                    line: &line,
+                    environment: &self.environment,
+                    folder: self.folder,
+                    emit: &mut |event| tell(self.journal, event),
+                }
+                .run()?;
+            }
         }
         Ok(Done::All)
     }

@@ -2,6 +2,7 @@
 //! journal. `attempt`, `train` and `evaluate` are that process: fine-tune, keep the checkpoint, sweep α.
 
 pub mod agent;
+pub mod analysis;
 pub mod attempt;
 pub mod data;
 pub mod device;

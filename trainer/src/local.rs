@@ -1,6 +1,7 @@
 //! `train` and `evaluate` without a server: the same attempt in the same kind of folder, with a progress bar from its
 //! journal and the curves as a table at the end. Run again on the same folder, it goes on where it was stopped.
 
+use crate::analysis;
 use crate::attempt::ending::Ending;
 use crate::attempt::{Assignment, BLOBS, FEATURES, WAIT_POLICY};
 use crate::data::asset::file_sha256;
@@ -9,8 +10,8 @@ use crate::journal::JournalTail;
 use crate::spec_file;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{
-    Alpha, Evaluation, Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord, ResumeFrom,
-    Spec, Training, selection_half,
+    Alpha, AnalysisKind, Evaluation, Event, JournalLine, Kind, KnownPoint, LeaseGrant, Phase, PointRecord,
+    ResumeFrom, Spec, Training, selection_half,
 };
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -65,6 +66,13 @@ impl Local {
         std::fs::write(&path, serde_json::to_vec_pretty(&summary(&lines, spec))?)
             .with_context(|| format!("writing {}", path.display()))?;
         print!("{}", table(&lines, spec));
+        for line in &lines {
+            match &line.event {
+                Event::Spectrum(report) => print!("\n{}", analysis::table::spectrum(report)),
+                Event::Similarity(report) => print!("\n{}", analysis::table::similarity(report)),
+                _ => {}
+            }
+        }
         println!(
             "\n{} has spec, environment, digests, the last value of each metric, and the points",
             path.display()
@@ -154,6 +162,7 @@ impl Local {
             known_points: Vec::new(),
             part: None,
             features: Vec::new(),
+            analysed: Vec::new(),
             expires_in_ms: 0,
         };
         for line in lines {
@@ -166,6 +175,8 @@ impl Local {
                     let known = known(&point, &lease.spec.evaluation);
                     lease.known_points.push(known);
                 }
+                Event::Spectrum(_) => lease.analysed.push(AnalysisKind::Spectrum),
+                Event::Similarity(_) => lease.analysed.push(AnalysisKind::Similarity),
                 _ => {}
             }
         }
@@ -278,6 +289,8 @@ fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
                 }
             }
             Event::Phase { .. } | Event::Progress(_) | Event::ResumeState { .. } | Event::Features(_) => {}
+            Event::Spectrum(report) => summary["spectrum"] = json!(report),
+            Event::Similarity(report) => summary["similarity"] = json!(report),
         }
     }
     summary

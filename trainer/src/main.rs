@@ -1,8 +1,10 @@
 //! The binary `causeway-trainer`.
 
 use anyhow::{Context, Result};
-use causeway_protocol::Kind;
+use causeway_protocol::{Alpha, Kind, SimilarityAnalysis};
 use causeway_trainer::agent::{self, Work};
+use causeway_trainer::analysis::command::{Compare, Spectrum};
+use causeway_trainer::analysis::table;
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
 use causeway_trainer::data::check::Check;
@@ -58,6 +60,10 @@ enum Command {
     Convert(ConvertArgs),
     /// The mean of checkpoints of one backbone and method, as a checkpoint of its own: a uniform model soup.
     Soup(SoupArgs),
+    /// The eigenvalues of each layer and the power law of the largest, as weightwatcher 0.7.7 fits it.
+    Spectrum(SpectrumArgs),
+    /// How similar two sets of weights are on a dataset: linear CKA by block, distance by layer, nearest neighbours.
+    Similarity(SimilarityArgs),
     /// What is under the data folders.
     #[command(subcommand)]
     Data(DataCommand),
@@ -202,6 +208,103 @@ struct SoupArgs {
 }
 
 #[derive(Args)]
+struct SpectrumArgs {
+    /// The weights: θ0, in any format that `convert` reads.
+    weights: PathBuf,
+    /// The other end of a line: a Causeway checkpoint or a full set of weights.
+    #[arg(long, value_name = "FILE")]
+    theta1: Option<PathBuf>,
+    /// Where on the line, ascending: 0,0.5,1. Both ends if not given; layers equal at both are decomposed once.
+    #[arg(long, value_parser = parse_alphas)]
+    alphas: Option<Alphas>,
+    /// Query, key and value as three matrices rather than one.
+    #[arg(long)]
+    split_qkv: bool,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Layers decomposed at a time; all cores if not given.
+    #[arg(long, env = "CAUSEWAY_THREADS")]
+    threads: Option<u32>,
+}
+
+impl SpectrumArgs {
+    fn spectrum(self) -> Spectrum {
+        let SpectrumArgs { weights, theta1, alphas, split_qkv, json, threads } = self;
+        let threads = threads.unwrap_or_else(cores).max(1);
+        Spectrum { weights, theta1, alphas: alphas.map(|alphas| alphas.0), split_qkv, json, threads }
+    }
+}
+
+#[derive(Args)]
+struct SimilarityArgs {
+    /// The weights that are compared with: θ0.
+    weights: PathBuf,
+    /// The weights that are compared: a Causeway checkpoint or a full set of weights.
+    theta1: PathBuf,
+    /// Name of the dataset asset.
+    #[arg(long)]
+    dataset: String,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Scored images whose features are compared.
+    #[arg(long, default_value_t = 512)]
+    images: u32,
+    /// Scored images whose neighbours are looked for.
+    #[arg(long, default_value_t = 6)]
+    queries: u32,
+    /// Neighbours of each.
+    #[arg(long, default_value_t = 5)]
+    neighbours: u32,
+    /// Search so many images of the bank; all if not given.
+    #[arg(long)]
+    bank: Option<u32>,
+    /// Where on the line, ascending; 0 is always among them.
+    #[arg(long, value_parser = parse_alphas, default_value = "0.5,1")]
+    alphas: Alphas,
+    /// Chooses the images.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Side of the encoder's input, pixels.
+    #[arg(long, default_value_t = 224)]
+    image_size: u32,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Keep queries and neighbours as small images in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    keep_images: Option<PathBuf>,
+    /// Threads of one forward pass; all cores if not given.
+    #[arg(long, env = "CAUSEWAY_THREADS")]
+    threads: Option<u32>,
+}
+
+impl SimilarityArgs {
+    fn compare(self) -> Compare {
+        let SimilarityArgs { dataset, images, queries, neighbours, bank, alphas, seed, .. } = self;
+        let asked = SimilarityAnalysis { dataset, images, queries, neighbours, bank, alphas: alphas.0, seed };
+        Compare {
+            weights: self.weights,
+            theta1: self.theta1,
+            data: self.data.data,
+            asked,
+            image_size: self.image_size,
+            json: self.json,
+            images: self.keep_images,
+            threads: self.threads.unwrap_or_else(cores).max(1),
+        }
+    }
+}
+
+/// A list in one argument, which clap would otherwise take for an argument that may come several times.
+#[derive(Clone)]
+struct Alphas(Vec<Alpha>);
+
+fn parse_alphas(text: &str) -> Result<Alphas> {
+    table::parse_alphas(text).map(Alphas)
+}
+
+#[derive(Args)]
 struct LocalArgs {
     /// The spec, TOML.
     spec: PathBuf,
@@ -240,7 +343,7 @@ impl LocalArgs {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    if matches!(command, Command::Plan { .. } | Command::Data(_)) {
+    if matches!(command, Command::Plan { .. } | Command::Data(_) | Command::Spectrum(_)) {
         // A reader that has seen enough, such as `head`, ends the command quietly.
         // SAFETY: nothing else has a handler for this signal.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -258,6 +361,8 @@ fn main() -> ExitCode {
             Plan { spec, data: data.data, variant, seed }.text().map(|text| print!("{text}"))
         }
         Command::Convert(args) => args.convert().run(),
+        Command::Spectrum(args) => args.spectrum().run(),
+        Command::Similarity(args) => args.compare().run(),
         Command::Soup(SoupArgs { checkpoints, theta0, out }) => Soup { checkpoints, theta0, out }.run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),
         Command::Data(DataCommand::Check(args)) => check(args),

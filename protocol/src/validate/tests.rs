@@ -213,3 +213,37 @@ fn readouts_beside_k_nn_have_rules_and_ids_of_their_own() {
     assert_eq!(fields(zero_shot(&digest, json!(["a {}", "a {}"]))), ["evaluation.zero_shot.templates[1]"]);
     assert_eq!(fields(zero_shot(&digest, json!([]))), ["evaluation.zero_shot.templates"]);
 }
+
+#[test]
+fn an_analysis_is_of_what_is_evaluated_and_bounded() {
+    let with = |analysis: serde_json::Value| {
+        let mut document = minimal();
+        document["analysis"] = analysis;
+        document
+    };
+    let dataset = minimal()["evaluation"]["datasets"][0]["asset"].clone();
+    let spec = parse_spec(with(json!({"spectrum": {}, "similarity": {"dataset": dataset}}))).unwrap();
+    let analysis = spec.analysis.unwrap();
+    let [spectrum, similarity] = [analysis.spectrum.unwrap().alphas, analysis.similarity.unwrap().alphas]
+        .map(|alphas| alphas.iter().map(|alpha| alpha.as_f64()).collect::<Vec<_>>());
+    assert_eq!((spectrum, similarity), (vec![0.0, 1.0], vec![0.5, 1.0]));
+
+    assert_eq!(fields(with(json!({}))), ["analysis"]);
+    assert_eq!(fields(with(json!({"spectrum": {"alphas": []}}))), ["analysis.spectrum.alphas"]);
+    assert_eq!(fields(with(json!({"spectrum": {"alphas": [1, 0]}}))), ["analysis.spectrum.alphas"]);
+    assert_eq!(fields(with(json!({"spectrum": {"heads": 2}}))), ["analysis.spectrum.heads"]);
+    let similarity = |more: serde_json::Value| {
+        let mut similarity = json!({"dataset": dataset});
+        similarity.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        fields(with(json!({ "similarity": similarity })))
+    };
+    let other = parse_spec(with(json!({"similarity": {"dataset": "elsewhere"}}))).unwrap_err();
+    assert_eq!(other[0].field, "analysis.similarity.dataset");
+    assert!(other[0].rule.contains("must be one of evaluation.datasets"), "{}", other[0]);
+    assert_eq!(similarity(json!({"images": 7})), ["analysis.similarity.images"]);
+    assert_eq!(similarity(json!({"bank": 1})), ["analysis.similarity.bank"]);
+    // 50 · (1 + 3 · 20) small images.
+    assert_eq!(similarity(json!({"queries": 50, "neighbours": 20})), ["analysis.similarity.queries"]);
+    let none = json!({"dataset": dataset, "queries": 0, "neighbours": 20});
+    assert!(parse_spec(with(json!({ "similarity": none }))).is_ok());
+}

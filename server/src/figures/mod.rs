@@ -15,6 +15,8 @@ mod panel;
 mod paper;
 mod robustness;
 mod scale;
+mod similarity;
+mod spectrum;
 pub mod stats;
 mod words;
 
@@ -30,4 +32,9 @@ pub use paired::{Paired, PairedInterval, paired};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
 pub use robustness::{Baseline, RobustnessKind, effective, relative};
+pub use similarity::{CkaFigure, cka_svgs, distance_svg, share};
+pub use spectrum::{
+    AlongFigure, SPECTRUM_NARROW, SPECTRUM_WIDE, SpectrumFigure, SpectrumLayer, SpectrumSeries, TOP,
+    along_svg, spectrum_key_svg, spectrum_svg,
+};
 pub use words::{points, role_word, signed, tone, value};

@@ -9,7 +9,9 @@ use super::{
     numbers::{interval_text, mark},
     page,
     protocols::{self, Switch},
+    similarity::NeighboursView,
     spec_view,
+    spectrum::{Compared, SpectrumView},
 };
 use crate::{
     App, Error, Result,
@@ -26,7 +28,7 @@ use axum::{
     extract::{Query, State},
     response::{IntoResponse, Redirect, Response},
 };
-use causeway_protocol::{Alpha, Protocol, Spec};
+use causeway_protocol::{Alpha, Protocol, SimilarityReport, Spec, SpectrumReport};
 use serde_json::Value;
 use sqlx::PgPool;
 use std::collections::BTreeMap;
@@ -51,6 +53,8 @@ struct Compare {
     accuracies: Vec<Accuracies>,
     figure: Option<FigureView>,
     sources: Vec<DataSource>,
+    spectrum: Option<SpectrumView>,
+    neighbours: Option<NeighboursView>,
     differing: Vec<SpecRow>,
     equal: Vec<(String, String)>,
 }
@@ -201,6 +205,8 @@ async fn view(
         .all(|best| best.chosen == Chosen::Half);
     let on = if place == "best" && halved { Queries::ReportedOn } else { Queries::All };
     let (differences, axis) = differences(&measured, &columns, &digests, on);
+    let spectrum = spectrum(&comparison.spectra, &columns, &runs);
+    let neighbours = neighbours(&comparison.similarities, &columns);
     let places = [("1", "α 1"), ("best", "own best α"), ("0.5", "α 0.5")];
     Ok(Compare {
         shell: Shell::load(app, asked, false).await?,
@@ -228,11 +234,38 @@ async fn view(
         axis,
         accuracies: figure.as_ref().map_or(Vec::new(), |view| accuracies(&view.figure, &measured)),
         sources: data_sources(&measured),
+        spectrum,
+        neighbours,
         figure,
         columns,
         differing,
         equal,
     })
+}
+
+/// The spectra of those checkpoints that have any.
+fn spectrum(
+    reports: &[Option<SpectrumReport>],
+    columns: &[Column],
+    runs: &[Option<ComparedRun>],
+) -> Option<SpectrumView> {
+    let compared = reports.iter().zip(columns).zip(runs).filter_map(|((report, column), run)| {
+        Some(Compared {
+            short: column.letter.to_string(),
+            label: format!("{} · {}", column.letter, column.name),
+            method: run.as_ref()?.method.clone(),
+            report: report.as_ref()?,
+        })
+    });
+    SpectrumView::of(&compared.collect::<Vec<_>>())
+}
+
+/// What is nearest to the same queries under those checkpoints that were asked.
+fn neighbours(reports: &[Option<SimilarityReport>], columns: &[Column]) -> Option<NeighboursView> {
+    let compared = reports.iter().zip(columns).filter_map(|(report, column)| {
+        Some((format!("{} · {}", column.letter, column.name), report.as_ref()?))
+    });
+    NeighboursView::of(&compared.collect::<Vec<_>>())
 }
 
 /// The run that made a checkpoint, or the first that evaluated it.

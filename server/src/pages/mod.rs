@@ -15,7 +15,9 @@ mod numbers;
 mod protocols;
 mod queue;
 mod run;
+mod similarity;
 mod spec_view;
+mod spectrum;
 mod workers;
 
 use crate::{App, Error, Result};
@@ -51,6 +53,9 @@ pub fn router() -> Router<App> {
         .route("/runs/{id}", get(run::show))
         .route("/runs/{id}/cancel", post(run::cancel))
         .route("/runs/{id}/classes.csv", get(classes::csv))
+        .route("/runs/{id}/spectrum.csv", get(spectrum::csv))
+        .route("/runs/{id}/similarity.csv", get(similarity::csv))
+        .route("/tiles/{sha256}", get(crate::analysis::tiles))
         .route("/fragments/runs/{id}/log", get(log::fragment))
         .route("/compare", get(compare::show))
         .route("/workers", get(workers::show))

@@ -9,10 +9,12 @@ use super::{
     home::percent,
     log, page,
     protocols::{self, Switch},
+    similarity::SimilarityView,
     spec_view::{self, Leaf},
+    spectrum::SpectrumView,
 };
 use crate::{
-    App, Result,
+    App, Result, analysis,
     checkpoints::get_checkpoint,
     curves::{CurveFilter, curves},
     figures::{FigureOptions, LossChart, View, loss_svg},
@@ -78,6 +80,8 @@ struct RunPage {
     classes: Vec<ClassTable>,
     classes_csv: String,
     sources: Vec<DataSource>,
+    spectrum: Option<SpectrumView>,
+    similarity: Option<SimilarityView>,
     set: Vec<Leaf>,
     defaults: Vec<Leaf>,
     toml: String,
@@ -133,6 +137,7 @@ pub async fn show(
     let log = log::tail(pool, id).await?;
     let Drawn { figure, protocols, classes, classes_csv, sources } =
         figure(pool, &run, spec.as_ref(), &options).await?.unwrap_or_default();
+    let (spectrum, similarity) = (analysis::spectrum(pool, id).await?, analysis::similarity(pool, id).await?);
     let progress = progress(&run, spec.as_ref());
     let leaves = spec_view::leaves(&run.spec);
     let (set, defaults): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(|leaf| leaf.set);
@@ -175,6 +180,8 @@ pub async fn show(
         classes,
         classes_csv,
         sources,
+        spectrum: spectrum.map(|report| SpectrumView::of_run(&report, id, &run.summary.method)),
+        similarity: similarity.map(|report| SimilarityView::of_run(&report, id, &run.summary.method)),
         set,
         defaults,
         toml: spec.as_ref().and_then(|spec| toml::to_string_pretty(spec).ok()).unwrap_or_default(),
@@ -315,7 +322,12 @@ fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {
         return None;
     }
     let training = spec.and_then(|spec| spec.training.as_ref());
-    let unit = if progress.phase == causeway_protocol::Phase::Train { "steps" } else { "images" };
+    let unit = match progress.phase {
+        causeway_protocol::Phase::Train => "steps",
+        // An analysis of weights looks at no image.
+        _ if progress.doing.starts_with("spectra") => "layers",
+        _ => "images",
+    };
     let left = progress
         .seconds_left(training)
         .map(|left| time::Duration::seconds(left as i64))
@@ -328,7 +340,11 @@ fn progress(run: &Run, spec: Option<&Spec>) -> Option<ProgressView> {
             format::count(i64::try_from(progress.done).unwrap_or(0)),
             format::count(i64::try_from(progress.total).unwrap_or(0))
         ),
-        rate: format!("{:.1} images/s", progress.images_per_second),
+        rate: format!(
+            "{:.1} {}/s",
+            progress.images_per_second,
+            if unit == "layers" { unit } else { "images" }
+        ),
         left: left.unwrap_or_default(),
         doing: progress.doing,
     })

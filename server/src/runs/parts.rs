@@ -83,6 +83,7 @@ fn part_of(whole: &Spec, checkpoint: Option<&str>, name: &str) -> Spec {
         objective: None,
         retention: None,
         training: None,
+        analysis: None,
         ..whole.clone()
     };
     if let Some(checkpoint) = checkpoint {

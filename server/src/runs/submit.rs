@@ -167,6 +167,7 @@ fn variant(spec: &Spec) -> Result<String> {
     (bare.name, bare.note, bare.experiment) = (String::new(), String::new(), String::new());
     bare.tags.clear();
     bare.evaluation.parts = 1;
+    bare.analysis = None;
     let text = serde_json::to_string(&bare).map_err(anyhow::Error::from)?;
     Ok(hex(&Sha256::digest(text)[..8]))
 }

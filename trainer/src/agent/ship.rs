@@ -117,6 +117,7 @@ fn blob(event: &Event) -> Option<&BlobRef> {
     match event {
         Event::ResumeState { blob, .. } | Event::Checkpoint { blob, .. } => Some(blob),
         Event::Features(file) => Some(&file.blob),
+        Event::Similarity(report) => report.tiles.as_ref().map(|tiles| &tiles.blob),
         _ => None,
     }
 }

@@ -81,6 +81,10 @@ fn line(event: &Event) -> Option<String> {
             let percent = 100.0 * f64::from(point.correct) / f64::from(point.n.max(1));
             Some(format!("  α {}, {}: {percent:.1} %", point.alpha, point.protocol.readout.label()))
         }
+        Event::Spectrum(report) => Some(format!("spectra of {} layers", report.layers.len())),
+        Event::Similarity(report) => {
+            Some(format!("similarity on {} images of {}", report.images, report.title))
+        }
         Event::RolledBack { step, rollbacks, reason } => {
             Some(format!("{reason}: rollback {rollbacks}, going on from step {step} with lower rates"))
         }

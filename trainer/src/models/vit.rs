@@ -3,8 +3,10 @@
 //! It computes in the dtype of its weights and pixels.
 
 pub mod config;
+mod states;
 
 pub use config::{Activation, Known, PixelStatistics, VitConfig};
+pub use states::States;
 
 use crate::methods::{self, Norm, Pass, Start, Text};
 use crate::weights::Tensors;

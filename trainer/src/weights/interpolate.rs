@@ -87,6 +87,15 @@ impl Line {
         Line::new(backbone, Method::Full {}, Added::default(), ends, digest).with_context(context)
     }
 
+    /// A backbone by itself: both ends are θ0.
+    ///
+    /// # Errors
+    /// None that a sound backbone could cause.
+    pub fn alone(backbone: &Backbone) -> Result<Line> {
+        let nothing = (Tensors::new(), Tensors::new());
+        Line::new(backbone, Method::Full {}, Added::default(), nothing, String::new())
+    }
+
     /// The line to a checkpoint of this backbone.
     ///
     /// # Errors

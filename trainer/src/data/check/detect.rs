@@ -1,8 +1,9 @@
 //! What a path holds, told by its files, so that data can be looked at before anyone has written a manifest for it.
 
-use crate::data::asset::{Asset, AssetKind, DatasetManifest, Format, Manifest, Part};
+use crate::data::asset::{Asset, AssetKind, Format, Manifest};
 use crate::data::captions::CaptionsManifest;
 use crate::data::class_folder::{is_image, sorted};
+use crate::data::dataset::manifest::{DatasetManifest, Label, Part};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fs::File;
@@ -188,7 +189,7 @@ fn captions(folder: &Path, format: Format, options: CaptionsManifest) -> Asset {
 
 fn dataset(folder: &Path, format: Format, bank: Part, query: Option<Part>) -> Asset {
     let leave_one_out = query.is_none();
-    let manifest = DatasetManifest { leave_one_out, classes: None, bank, query };
+    let manifest = DatasetManifest { leave_one_out, classes: None, label: Label::Fine, bank, query };
     asset(folder, AssetKind::Dataset, format, Some(manifest), None)
 }
 

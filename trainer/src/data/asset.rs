@@ -2,7 +2,7 @@
 //! captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data
 //! folders.
 
-use super::captions;
+use super::{captions, fetch};
 use super::dataset::{Dataset, manifest::DatasetManifest};
 use crate::weights::digest::HashingWriter;
 use anyhow::{Context, Result, bail, ensure};
@@ -181,8 +181,9 @@ impl Library {
             let problems = self.problems.join("; ");
             let held: Vec<&str> = self.assets.keys().map(String::as_str).collect();
             format!(
-                "there is no asset `{name}` under the data folders (held: {}) {problems}",
-                held.join(", ")
+                "there is no asset `{name}` under the data folders (held: {}){} {problems}",
+                held.join(", "),
+                fetch::hint(name)
             )
         })?;
         ensure!(

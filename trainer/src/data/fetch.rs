@@ -19,6 +19,12 @@ use download::Download;
 pub use download::{Patience, unfinished};
 use std::path::{Path, PathBuf};
 
+/// What to do about a dataset that is not here, if it can be fetched.
+pub fn hint(name: &str) -> String {
+    let known = catalogue().iter().any(|set| set.name == name);
+    if known { format!("; `causeway-trainer data fetch {name} --to DIR` fetches it") } else { String::new() }
+}
+
 /// What to fetch, and how.
 pub struct Fetch {
     /// What can be fetched.

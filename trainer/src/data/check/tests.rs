@@ -169,7 +169,9 @@ fn the_official_layouts_are_known_without_a_manifest() {
         (&["EuroSAT.zip"], Format::ClassFolder, 50),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        files.iter().for_each(|file| drop(fs::copy(goldens.join(file), folder.path().join(file)).unwrap()));
+        for file in files {
+            fs::copy(goldens.join(file), folder.path().join(file)).unwrap();
+        }
         let report = check(folder.path(), &[]).unwrap();
         assert_eq!((report.format, report.images, report.good), (format, images, true), "{files:?}");
         assert_eq!(report.classes.len(), 10, "{files:?}");

@@ -1,7 +1,7 @@
 //! A server of our own with the faults of real ones: it cuts lines, ignores ranges, damages bytes, answers 404 and 500,
 //! goes silent. The archives are the goldens', in the official layout.
 
-use super::super::asset::Library;
+use super::super::asset::{AssetKind, Library};
 use super::*;
 use causeway_protocol::hex;
 use flate2::{Compression, write::GzEncoder};
@@ -209,6 +209,8 @@ fn every_official_set_becomes_an_asset_that_data_list_shows() {
     fs::write(data.path().join("svhn/test_32x32.mat"), "short").unwrap();
     let error = fetch_error(&sets[3], data.path(), &url);
     assert!(error.contains("test_32x32.mat has 5 bytes") && error.contains("fetch it again"), "{error}");
+    let error = format!("{:#}", library.get("mnist", AssetKind::Dataset).unwrap_err());
+    assert!(error.contains("; `causeway-trainer data fetch mnist --to DIR` fetches it"), "{error}");
     let error = fetch(&sets, &["imagenet"], data.path(), &url).unwrap_err().to_string();
     assert!(
         error.contains("`imagenet` is no dataset that can be fetched; those are cifar10, cifar100"),

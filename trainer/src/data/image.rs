@@ -9,7 +9,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 /// Longest side of an image that is decoded, pixels: a bound on memory, far above any dataset here.
-const SIDE_MAX: u32 = 16_384;
+pub const SIDE_MAX: u32 = 16_384;
 
 /// 8-bit RGB, rows from the top, three bytes a pixel.
 #[derive(Clone, PartialEq, Eq, Debug)]

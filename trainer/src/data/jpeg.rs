@@ -3,13 +3,10 @@
 //! which is libjpeg-turbo with its slow integer transform and its smooth ("fancy") upsampling. mozjpeg shares that
 //! decoder; in plain C it gives the same bytes, and `docs/datasets.md` says what a decoder of its own made of them.
 
-use super::image::RgbImage;
+use super::image::{RgbImage, SIDE_MAX};
 use anyhow::{Result, anyhow, bail, ensure};
 use mozjpeg::{ColorSpace, Decompress};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-/// Longest side of an image that is decoded, pixels: a bound on memory, far above any dataset here.
-const SIDE_MAX: usize = 16_384;
 
 /// Decodes a JPEG; none where its colours are CMYK, which libjpeg leaves to others.
 pub fn decode(bytes: &[u8]) -> Result<Option<RgbImage>> {
@@ -25,7 +22,7 @@ fn decode_rgb(bytes: &[u8]) -> Result<Option<RgbImage>> {
     let header = Decompress::new_mem(bytes)?;
     let (width, height) = header.size();
     ensure!(width > 0 && height > 0, "it has no pixels");
-    if width > SIDE_MAX || height > SIDE_MAX {
+    if width.max(height) > SIDE_MAX as usize {
         bail!("it is {width} × {height} pixels large; {SIDE_MAX} a side are read");
     }
     if matches!(header.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK) {
@@ -60,4 +57,28 @@ fn is_whole(bytes: &[u8]) -> bool {
     }
     // In a scan the mark's byte is followed by 0 unless it is one.
     bytes.get(at..).is_some_and(|rest| rest.windows(2).rev().any(|pair| pair == [MARK, END]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{DynamicImage, GrayImage, ImageFormat};
+    use std::io::Cursor;
+
+    #[test]
+    fn what_libjpeg_refuses_is_an_error_and_not_the_end_of_the_process() {
+        let mut bytes = Cursor::new(Vec::new());
+        DynamicImage::from(GrayImage::new(9, 7)).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        let mut bytes = bytes.into_inner();
+        assert_eq!(decode(&bytes).unwrap().map(|image| (image.width, image.height)), Some((9, 7)));
+        // The frame's header: mark, length, bits a sample, height, width.
+        let frame = bytes.windows(2).position(|mark| mark == [0xff, 0xc0]).unwrap();
+        bytes[frame + 4] = 99;
+        let error = decode(&bytes).unwrap_err().to_string();
+        assert!(error.contains("it is damaged: ") && error.contains("99"), "{error}");
+        bytes[frame + 4] = 8;
+        bytes[frame + 5] = 0xff;
+        let error = decode(&bytes).unwrap_err().to_string();
+        assert!(error.contains("16384 a side are read"), "{error}");
+    }
 }

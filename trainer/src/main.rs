@@ -8,6 +8,7 @@ use causeway_trainer::analysis::table;
 use causeway_trainer::attempt::environment::cores;
 use causeway_trainer::data::asset::Library;
 use causeway_trainer::data::check::Check;
+use causeway_trainer::data::fetch::{Fetch, Patience, catalogue, unfinished};
 use causeway_trainer::evaluate::store::MOST_BYTES;
 use causeway_trainer::local::Local;
 use causeway_trainer::models::vit::Activation;
@@ -81,13 +82,25 @@ enum DataCommand {
         #[command(flatten)]
         data: DataArgs,
     },
+    /// Fetch official datasets from their owners' addresses, as ready assets. A fetch that was cut off goes on.
+    Fetch {
+        /// Names, such as cifar10 cifar100 svhn eurosat dtd; `data list` shows all that are missing.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// The data folder; each dataset becomes a folder in it.
+        #[arg(long)]
+        to: PathBuf,
+        /// Another server, which has each file as URL/DATASET/FILE.
+        #[arg(long)]
+        mirror: Option<String>,
+    },
     /// Look into a folder or file of images: what it holds, what cannot be read, what is there twice.
     Check(CheckArgs),
 }
 
 #[derive(Args)]
 struct CheckArgs {
-    /// An asset, or a folder for each class, CIFAR-10's binary files, idx files, a list (jsonl, COCO's json, cc3m's tsv,
+    /// An asset, or a folder for each class, CIFAR's files, SVHN's, EuroSAT.zip, DTD, parquet, idx files, a list (jsonl, COCO's json, cc3m's tsv,
     /// ImageNet-Captions), tar shards.
     path: PathBuf,
     /// Folder of the images, where it is not beside the list.
@@ -365,6 +378,9 @@ fn main() -> ExitCode {
         Command::Similarity(args) => args.compare().run(),
         Command::Soup(SoupArgs { checkpoints, theta0, out }) => Soup { checkpoints, theta0, out }.run(),
         Command::Data(DataCommand::List { data }) => list(&data.data),
+        Command::Data(DataCommand::Fetch { names, to, mirror }) => {
+            Fetch { sets: catalogue(), names, to, mirror, patience: Patience::USUAL }.run()
+        }
         Command::Data(DataCommand::Check(args)) => check(args),
     };
     match done {
@@ -389,6 +405,17 @@ fn list(folders: &[PathBuf]) -> Result<()> {
     for asset in &assets {
         let images = if asset.images > 0 { format!("{:>7} images", asset.images) } else { String::new() };
         println!("{:<22} {:<13} {:<15} {}  {}", asset.name, asset.kind, images, asset.title, asset.licence);
+    }
+    let missing = catalogue();
+    let missing = missing.iter().filter(|set| assets.iter().all(|asset| asset.name != set.name));
+    for set in missing.filter(|set| set.base.is_none()) {
+        let to = folders.first().map_or("DIR".to_owned(), |folder| folder.display().to_string());
+        let begun = set.files.iter().any(|file| {
+            folders.iter().any(|folder| unfinished(&folder.join(&set.name).join(file.file())).is_some())
+        });
+        let state = if begun { "begun" } else { "missing" };
+        let command = format!("causeway-trainer data fetch {} --to {to}", set.name);
+        println!("{:<22} {state:<13} {:>7} MB      {command}", set.name, set.fetched_mb);
     }
     for problem in &problems {
         eprintln!("problem: {problem}");

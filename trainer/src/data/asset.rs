@@ -2,7 +2,8 @@
 //! captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data
 //! folders.
 
-use super::{captions, dataset::Dataset};
+use super::{captions, fetch};
+use super::dataset::{Dataset, manifest::DatasetManifest};
 use crate::weights::digest::HashingWriter;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{AssetSummary, sha256_hex};
@@ -79,6 +80,14 @@ pub enum Format {
     Idx,
     /// CIFAR-10's binary records.
     Cifar10Binary,
+    /// CIFAR-100's binary records.
+    Cifar100Binary,
+    /// CIFAR-10's or CIFAR-100's pickles for Python.
+    CifarPython,
+    /// SVHN's cropped digits, MATLAB 5.
+    SvhnMat,
+    /// Hugging Face's tables of images and labels.
+    Parquet,
     /// COCO's captions, or Karpathy's split of them.
     CocoCaptions,
     /// Conceptual Captions: caption, tab, URL.
@@ -99,39 +108,6 @@ pub struct ListedFile {
     pub sha256: String,
     /// Size, bytes.
     pub bytes: u64,
-}
-
-/// How a dataset is put together.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DatasetManifest {
-    /// Bank and query are the same images, each scored against the others.
-    #[serde(default)]
-    pub leave_one_out: bool,
-    /// Class names in label order; otherwise sorted, or as the format numbers them.
-    pub classes: Option<Vec<String>>,
-    /// The images that are neighbours.
-    pub bank: Part,
-    /// The images that are scored; none with `leave_one_out`.
-    pub query: Option<Part>,
-}
-
-/// One side of a dataset.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Part {
-    /// The list (jsonl), the folder (class-folder) or the images (idx).
-    pub path: Option<String>,
-    /// The labels (idx).
-    pub labels: Option<String>,
-    /// The files of records (cifar10-binary).
-    #[serde(default)]
-    pub parts: Vec<String>,
-    /// Take only so many images of each class, chosen by `seed`.
-    pub per_class: Option<usize>,
-    /// Seed of that choice.
-    #[serde(default)]
-    pub seed: u64,
 }
 
 /// An asset on this machine.
@@ -205,8 +181,9 @@ impl Library {
             let problems = self.problems.join("; ");
             let held: Vec<&str> = self.assets.keys().map(String::as_str).collect();
             format!(
-                "there is no asset `{name}` under the data folders (held: {}) {problems}",
-                held.join(", ")
+                "there is no asset `{name}` under the data folders (held: {}){} {problems}",
+                held.join(", "),
+                fetch::hint(name)
             )
         })?;
         ensure!(
@@ -330,8 +307,9 @@ impl Asset {
 impl Manifest {
     fn check(&self) -> Result<()> {
         use AssetKind::{Captions, Dataset, LanguageModel, TextEncoder, Weights};
-        use Format::{Bert, Cifar10Binary, ClassFolder, ClipText, Gpt2, Idx, Jsonl, Llama, Vit};
-        use Format::{Cc3mTsv, CocoCaptions, ImagenetCaptions, Webdataset};
+        use Format::{
+            Bert, Cc3mTsv, ClipText, CocoCaptions, Gpt2, ImagenetCaptions, Jsonl, Llama, Vit, Webdataset,
+        };
         let fits = match self.kind {
             Weights => self.format == Vit,
             TextEncoder => matches!(self.format, Bert | ClipText),
@@ -339,17 +317,14 @@ impl Manifest {
             Captions => {
                 matches!(self.format, Jsonl | CocoCaptions | Cc3mTsv | Webdataset | ImagenetCaptions)
             }
-            Dataset => matches!(self.format, Jsonl | ClassFolder | Idx | Cifar10Binary),
+            Dataset => self.format.is_labelled(),
         };
         ensure!(fits, "format {:?} does not go with kind = \"{}\"", self.format, self.kind.as_str());
         ensure!(!self.name.trim().is_empty(), "`name` is empty");
         match &self.dataset {
             None if self.kind == Dataset => bail!("kind = \"dataset\" needs a table [dataset]"),
             Some(_) if self.kind != Dataset => bail!("[dataset] goes with kind = \"dataset\" only"),
-            Some(dataset) => ensure!(
-                dataset.leave_one_out != dataset.query.is_some(),
-                "[dataset.query] is needed exactly when leave_one_out is false"
-            ),
+            Some(dataset) => dataset.check(self.format)?,
             None => {}
         }
         match &self.captions {
@@ -357,6 +332,22 @@ impl Manifest {
             Some(options) => options.check(self.format),
             None => Ok(()),
         }
+    }
+}
+
+impl Format {
+    /// Whether it is a format of labelled images.
+    pub fn is_labelled(self) -> bool {
+        use Format::{Cifar10Binary, Cifar100Binary, CifarPython, ClassFolder, Idx, Jsonl, Parquet, SvhnMat};
+        matches!(
+            self,
+            Jsonl | ClassFolder | Idx | Cifar10Binary | Cifar100Binary | CifarPython | SvhnMat | Parquet
+        )
+    }
+
+    /// The word in manifests.
+    pub fn as_str(self) -> String {
+        serde_json::to_value(self).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }
 

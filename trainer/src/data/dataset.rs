@@ -1,107 +1,18 @@
 //! A labelled image set with a bank of neighbours and the images that are scored against it, whatever format it comes
 //! in. Its digest names exactly what was measured: the pixels, the labels and the split, in order.
 
-use super::asset::{Asset, DatasetManifest, Format, Part};
+mod listing;
+pub mod manifest;
+
+use super::asset::Asset;
 use super::fingerprint::{Fingerprint, scan};
-use super::image::{RgbImage, decode, decode_file};
-use super::{cifar10, class_folder, idx, jsonl};
+pub use super::source::{Source, read_range};
 use crate::random::SplitMix64;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Hits, hex};
+use manifest::Part;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// Where an image's pixels are.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// An image file and its digest, where known.
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Its sha256.
-        sha256: Option<String>,
-    },
-    /// An image file inside a tar.
-    Member {
-        /// The tar.
-        file: Arc<Path>,
-        /// The image's path in it.
-        name: String,
-        /// Where its bytes begin.
-        begin: u64,
-        /// How many there are.
-        length: u64,
-    },
-    /// `[height, width]` in a larger array.
-    Grey {
-        /// The array.
-        bytes: Arc<[u8]>,
-        /// Where the image begins.
-        begin: usize,
-        /// Pixels in a row.
-        width: usize,
-        /// Rows.
-        height: usize,
-    },
-    /// `[3, height, width]` in a larger array.
-    Planes {
-        /// The array.
-        bytes: Arc<[u8]>,
-        /// Where the image begins.
-        begin: usize,
-        /// Pixels in a row.
-        width: usize,
-        /// Rows.
-        height: usize,
-    },
-}
-
-impl Source {
-    /// The image, 8-bit RGB.
-    pub fn decode(&self) -> Result<RgbImage> {
-        match self {
-            Source::File { path, sha256 } => decode_file(path, sha256.as_deref()),
-            Source::Member { file, name, begin, length } => {
-                let place = || format!("the image {name} in {}", file.display());
-                let bytes = read_range(file, *begin, *length).with_context(place)?;
-                decode(&bytes)
-                    .with_context(|| format!("{} cannot be decoded; replace it or take it out", place()))
-            }
-            Source::Grey { bytes, begin, width, height } => {
-                Ok(RgbImage::from_grey(*width, *height, &bytes[*begin..begin + width * height]))
-            }
-            Source::Planes { bytes, begin, width, height } => {
-                Ok(RgbImage::from_planes(*width, *height, &bytes[*begin..begin + 3 * width * height]))
-            }
-        }
-    }
-
-    /// What a report calls the image: its file, or its place in the array.
-    pub fn name(&self) -> String {
-        match self {
-            Source::File { path, .. } => path.display().to_string(),
-            Source::Member { file, name, .. } => format!("{}:{name}", file.display()),
-            Source::Grey { begin, width, height, .. } => format!("image {}", begin / (width * height).max(1)),
-            // A record of CIFAR has a label before its planes.
-            Source::Planes { begin, width, height, .. } => {
-                format!("record {}", begin / (3 * width * height + 1))
-            }
-        }
-    }
-}
-
-/// Some bytes of a file.
-pub fn read_range(path: &Path, begin: u64, length: u64) -> Result<Vec<u8>> {
-    let context = || format!("reading {length} bytes at byte {begin} of {}", path.display());
-    let file = File::open(path).with_context(context)?;
-    let mut bytes = vec![0; usize::try_from(length).with_context(context)?];
-    file.read_exact_at(&mut bytes, begin).with_context(context)?;
-    Ok(bytes)
-}
 
 /// An image and its class.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -136,12 +47,12 @@ impl Dataset {
     pub fn list(asset: &Asset) -> Result<Dataset> {
         let manifest = asset.manifest.dataset.as_ref().context("the manifest has no [dataset]")?;
         let context = || format!("listing the dataset `{}`", asset.manifest.name);
-        let (bank, query, classes) = match asset.manifest.format {
-            Format::Jsonl | Format::ClassFolder => named(asset, manifest),
-            Format::Idx | Format::Cifar10Binary => numbered(asset, manifest),
-            other => bail!("{other:?} is no format of labelled images"),
-        }
-        .with_context(context)?;
+        ensure!(
+            asset.manifest.format.is_labelled(),
+            "{} is no format of labelled images",
+            asset.manifest.format.as_str()
+        );
+        let (bank, query, classes) = listing::list(asset, manifest).with_context(context)?;
         let bank = subset(bank, &manifest.bank, &classes).with_context(context)?;
         let query = match (query, &manifest.query) {
             (Some(query), Some(part)) => Some(subset(query, part, &classes).with_context(context)?),
@@ -149,7 +60,10 @@ impl Dataset {
         };
         let dataset = Dataset {
             asset: asset.manifest.name.clone(),
-            title: asset.manifest.title.clone(),
+            title: [asset.manifest.title.as_str(), manifest.remark().unwrap_or_default()]
+                .join(" ")
+                .trim_end()
+                .to_owned(),
             licence: asset.manifest.licence.clone(),
             source: asset.manifest.source.clone(),
             classes,
@@ -230,63 +144,6 @@ impl Dataset {
     }
 }
 
-type Listing = (Vec<Labelled>, Option<Vec<Labelled>>, Vec<String>);
-
-/// Formats that name classes: labels are places in the manifest's order, or in the sorted names.
-fn named(asset: &Asset, manifest: &DatasetManifest) -> Result<Listing> {
-    let read = |part: &Part| {
-        let path = asset.path(part.path.as_ref().context("`path` is missing")?);
-        match asset.manifest.format {
-            Format::ClassFolder => class_folder::read(&path),
-            _ => jsonl::read_labelled(&path),
-        }
-    };
-    let bank = read(&manifest.bank)?;
-    let query = manifest.query.as_ref().map(read).transpose()?;
-    let classes = manifest.classes.clone().unwrap_or_else(|| {
-        let names = bank.iter().chain(query.iter().flatten()).map(|(_, class)| class.clone());
-        names.collect::<BTreeSet<String>>().into_iter().collect()
-    });
-    let label = |(source, class): (Source, String)| {
-        let label = classes.iter().position(|name| *name == class).with_context(|| {
-            format!("the class `{class}` is not among `classes` in asset.toml; add it or correct it")
-        })?;
-        Ok(Labelled { source, label: label as u32 })
-    };
-    let labelled = |images: Vec<(Source, String)>| images.into_iter().map(label).collect::<Result<Vec<_>>>();
-    let (bank, query) = (labelled(bank)?, query.map(labelled).transpose()?);
-    Ok((bank, query, classes))
-}
-
-/// Formats that number classes: names come from the manifest, from the format's own list, or are the numbers.
-fn numbered(asset: &Asset, manifest: &DatasetManifest) -> Result<Listing> {
-    let read = |part: &Part| {
-        let images = match asset.manifest.format {
-            Format::Idx => idx::read(
-                &asset.path(part.path.as_ref().context("`path` is missing")?),
-                &asset.path(part.labels.as_ref().context("`labels` is missing")?),
-            ),
-            _ => cifar10::read(&asset.folder, &part.parts),
-        }?;
-        anyhow::Ok(images.into_iter().map(|(source, label)| Labelled { source, label }).collect::<Vec<_>>())
-    };
-    let bank: Vec<Labelled> = read(&manifest.bank)?;
-    let query = manifest.query.as_ref().map(read).transpose()?;
-    let largest = bank.iter().chain(query.iter().flatten()).map(|image| image.label).max().unwrap_or(0);
-    let own = match asset.manifest.format {
-        Format::Cifar10Binary => cifar10::class_names(&asset.folder),
-        _ => None,
-    };
-    let numbers = || (0..=largest).map(|label| label.to_string()).collect();
-    let classes = manifest.classes.clone().or(own).unwrap_or_else(numbers);
-    ensure!(
-        (largest as usize) < classes.len(),
-        "an image has the label {largest} but asset.toml names only {} `classes`",
-        classes.len()
-    );
-    Ok((bank, query, classes))
-}
-
 /// `per_class` images of each class, chosen by the seed, in their own order: a dataset of its own.
 fn subset(images: Vec<Labelled>, part: &Part, classes: &[String]) -> Result<Vec<Labelled>> {
     let Some(per_class) = part.per_class else { return Ok(images) };
@@ -310,5 +167,7 @@ fn subset(images: Vec<Labelled>, part: &Part, classes: &[String]) -> Result<Vec<
         .collect())
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! LeCun's idx format of MNIST and Fashion-MNIST, plain or gzipped: a big-endian header (two zero bytes, 8 for u8, the
 //! number of dimensions, then each dimension as u32) and the bytes.
 
-use super::dataset::Source;
+use super::source::Source;
 use anyhow::{Context, Result, ensure};
 use flate2::read::MultiGzDecoder;
 use std::io::Read;

@@ -1,5 +1,6 @@
 //! An image in memory, and how it gets there from a file: 8-bit RGB, alpha composited on white, grey repeated.
 
+use super::jpeg;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{hex, sha256_hex};
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
@@ -8,7 +9,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 /// Longest side of an image that is decoded, pixels: a bound on memory, far above any dataset here.
-const SIDE_MAX: u32 = 16_384;
+pub const SIDE_MAX: u32 = 16_384;
 
 /// 8-bit RGB, rows from the top, three bytes a pixel.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,7 +76,11 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     match reader.format() {
         None => bail!("it is not a PNG, JPEG, BMP or WebP file"),
-        Some(ImageFormat::Jpeg) => ensure!(is_whole_jpeg(bytes), "it was cut off: it has no end mark"),
+        Some(ImageFormat::Jpeg) => {
+            if let Some(image) = jpeg::decode(bytes)? {
+                return Ok(image);
+            }
+        }
         Some(_) => {}
     }
     let mut limits = Limits::default();
@@ -87,30 +92,6 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     ensure!(width > 0 && height > 0, "it has no pixels");
     let pixels = if image.color().has_alpha() { on_white(image) } else { image.into_rgb8().into_raw() };
     Ok(RgbImage { width, height, pixels })
-}
-
-/// Whether a JPEG goes on to its end mark. The decoder fills what is missing with grey and says nothing; Pillow refuses
-/// such a file, and training on grey would be no better.
-fn is_whole_jpeg(bytes: &[u8]) -> bool {
-    const MARK: u8 = 0xff;
-    const SCAN: u8 = 0xda;
-    const END: u8 = 0xd9;
-    // Past the segments before the first scan: a thumbnail in one of them has an end mark of its own.
-    let mut at = 2;
-    while let Some([MARK, kind, high, low]) = bytes.get(at..at + 4) {
-        match *kind {
-            // A byte of filling.
-            MARK => at += 1,
-            kind => {
-                at += 2 + usize::from(u16::from_be_bytes([*high, *low]));
-                if kind == SCAN {
-                    break;
-                }
-            }
-        }
-    }
-    // In a scan the mark's byte is followed by 0 unless it is one.
-    bytes.get(at..).is_some_and(|rest| rest.windows(2).rev().any(|pair| pair == [MARK, END]))
 }
 
 /// c·a + 255·(255 − a), divided by 255 and rounded to nearest: exact at both ends.

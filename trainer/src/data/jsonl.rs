@@ -1,6 +1,6 @@
 //! A list of images, one JSON object a line: path relative to the list, sha256, caption, class.
 
-use super::dataset::Source;
+use super::source::Source;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::path::Path;

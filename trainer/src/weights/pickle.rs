@@ -11,9 +11,11 @@
 
 mod calls;
 mod machine;
+mod numpy;
 
 use anyhow::{Context, Result, ensure};
 use machine::Machine;
+use std::ops::Range;
 
 /// Longest pickle; the state of a large model with its optimiser takes about a megabyte, without the tensors' bytes.
 const BYTES_MAX: usize = 32 << 20;
@@ -53,7 +55,9 @@ pub enum Node {
         /// Its state, usually the dictionary of its attributes.
         state: Option<At>,
     },
-    /// Bytes, or a whole number beyond 64 bits: nothing that weights are made of.
+    /// Bytes; where they lie in the pickle.
+    Bytes(Range<usize>),
+    /// A whole number beyond 64 bits: nothing that weights are made of.
     Other,
 }
 
@@ -94,11 +98,12 @@ impl Pickle {
     /// # Errors
     /// A pickle that is cut short, too large, or does what no checkpoint does; the place is named.
     pub fn read(bytes: &[u8]) -> Result<Pickle> {
-        ensure!(
-            bytes.len() <= BYTES_MAX,
-            "the pickle is {} bytes long, {BYTES_MAX} are read; keep the weights alone in the file",
-            bytes.len()
-        );
+        Pickle::read_up_to(bytes, BYTES_MAX).context("keep the weights alone in the file")
+    }
+
+    /// Reads a pickle of at most so many bytes.
+    pub fn read_up_to(bytes: &[u8], bytes_max: usize) -> Result<Pickle> {
+        ensure!(bytes.len() <= bytes_max, "the pickle is {} bytes long, {bytes_max} are read", bytes.len());
         let mut machine = Machine::new(bytes);
         let root = machine.run().with_context(|| format!("at byte {} of the pickle", machine.place()))?;
         Ok(Pickle { nodes: machine.into_nodes(), root })
@@ -145,7 +150,8 @@ impl Pickle {
             Node::Storage(_) => "a storage".to_owned(),
             Node::Tensor(view) => format!("a tensor of shape {:?}", view.size),
             Node::Object { class, .. } => format!("a {class}"),
-            Node::Other => "bytes or a large int".to_owned(),
+            Node::Bytes(range) => format!("{} bytes", range.len()),
+            Node::Other => "a large int".to_owned(),
         }
     }
 }

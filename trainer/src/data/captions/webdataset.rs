@@ -52,7 +52,7 @@ fn candidate(file: &Arc<Path>, sample: &[Member]) -> Option<Candidate> {
     let (name, begin, length) = (image.name.clone(), image.begin, image.length);
     Some(Candidate {
         key: split(&image.name).0.to_owned(),
-        picture: Picture::Ready(Source::Member { file: file.clone(), name, begin, length }),
+        picture: Picture::Ready(Source::Member { file: file.clone(), name, begin, length, deflated: false }),
         text: Text::Member { file: file.clone(), begin: text.begin, length: text.length, json },
     })
 }

@@ -1,8 +1,10 @@
 //! What a path holds, told by its files, so that data can be looked at before anyone has written a manifest for it.
 
-use crate::data::asset::{Asset, AssetKind, DatasetManifest, Format, Manifest, Part};
+use crate::data::archive::zip_members;
+use crate::data::asset::{Asset, AssetKind, Format, Manifest};
 use crate::data::captions::CaptionsManifest;
 use crate::data::class_folder::{is_image, sorted};
+use crate::data::dataset::manifest::{DatasetManifest, Label, Part};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fs::File;
@@ -11,8 +13,13 @@ use std::path::{Path, PathBuf};
 
 /// Endings of files that hold weights.
 const WEIGHTS: [&str; 6] = ["safetensors", "pth", "pt", "ckpt", "gguf", "onnx"];
-/// Length of a record of CIFAR-10.
-const CIFAR10_RECORD: u64 = 3073;
+/// Lengths of a record of CIFAR-10 and CIFAR-100, how many classes its first byte tells, and the format.
+const CIFAR: [(u64, u8, Format); 2] = [(3073, 10, Format::Cifar10Binary), (3074, 20, Format::Cifar100Binary)];
+/// CIFAR's pickles: training batches, test batch.
+const CIFAR_PYTHON: [(&[&str], &str); 2] = [
+    (&["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"], "test_batch"),
+    (&["train"], "test"),
+];
 
 /// The asset in a folder, or what a manifest for these files would say. `images` is the folder of the images, where it
 /// is not beside the list.
@@ -39,9 +46,21 @@ fn folder(path: &Path) -> Result<Asset> {
     if !tars.is_empty() {
         return Ok(shards(path, &tars));
     }
-    let records: Vec<PathBuf> = with("bin").into_iter().filter(|path| is_cifar10(path)).collect();
-    if !records.is_empty() {
-        return Ok(cifar10(path, &records));
+    let bins = with("bin");
+    if let Some((_, format)) = bins.iter().find_map(|path| Some((path, cifar(path)?))) {
+        let records: Vec<PathBuf> = bins.into_iter().filter(|path| cifar(path) == Some(format)).collect();
+        return Ok(parts(path, format, &records));
+    }
+    let there = |name: &str| files.contains(&path.join(name));
+    if let Some((train, test)) = CIFAR_PYTHON.iter().find(|(train, test)| there(train[0]) && there(test)) {
+        let batches: Vec<PathBuf> = train.iter().chain([test]).map(|name| path.join(name)).collect();
+        return Ok(parts(path, Format::CifarPython, &batches));
+    }
+    for (ending, format) in [("mat", Format::SvhnMat), ("parquet", Format::Parquet)] {
+        let held = with(ending);
+        if !held.is_empty() {
+            return Ok(parts(path, format, &held));
+        }
     }
     let lists: Vec<PathBuf> = [with("jsonl"), with("tsv"), with("json")].concat();
     let annotations = sorted(&path.join("annotations")).unwrap_or_default();
@@ -54,6 +73,18 @@ fn folder(path: &Path) -> Result<Asset> {
     }
     if files.iter().any(|path| is_idx(path, 3)) {
         return idx(path, &files);
+    }
+    let below = |inner: &str| folders.iter().any(|path| name(path) == inner);
+    if below("images") && path.join("labels/train1.txt").is_file() {
+        let part = |splits: &[&str]| Part {
+            path: Some("images".to_owned()),
+            lists: splits.iter().map(|split| format!("labels/{split}1.txt")).collect(),
+            ..Part::default()
+        };
+        return Ok(dataset(path, Format::ClassFolder, part(&["train", "val"]), Some(part(&["test"]))));
+    }
+    if let Some(zip) = with("zip").first() {
+        return file(zip);
     }
     let held = |inner: &str| folders.iter().find(|path| name(path) == inner && holds_classes(path));
     if let (Some(train), Some(test)) = (held("train"), held("test").or(held("val"))) {
@@ -76,7 +107,7 @@ fn folder(path: &Path) -> Result<Asset> {
     }
     bail!(
         "{} is in no layout that is known: an asset (asset.toml), a folder for each class, train/ and test/ of these, \
-         CIFAR-10's binary files, idx files, a list (jsonl, COCO's json, cc3m's tsv, ImageNet-Captions) or tar shards",
+         CIFAR's files, SVHN's, EuroSAT.zip, DTD's, parquet, idx files, a list (jsonl, COCO's json, cc3m's tsv, ImageNet-Captions) or tar shards",
         path.display()
     )
 }
@@ -104,8 +135,23 @@ fn file(path: &Path) -> Result<Asset> {
     if has_ending(path, "json") {
         return json(path, folder);
     }
-    if is_cifar10(path) {
-        return Ok(cifar10(folder, &[path.to_owned()]));
+    if let Some(format) = cifar(path) {
+        return Ok(parts(folder, format, &[path.to_owned()]));
+    }
+    for (ending, format) in [("mat", Format::SvhnMat), ("parquet", Format::Parquet)] {
+        if has_ending(path, ending) {
+            return Ok(parts(folder, format, &[path.to_owned()]));
+        }
+    }
+    if has_ending(path, "zip") {
+        // The folder that holds the classes: EuroSAT's is 2750.
+        let members = zip_members(path)?;
+        let image = members.iter().find(|(member, _)| is_image(Path::new(member)));
+        let image = image.with_context(|| format!("{} holds no images", path.display()))?;
+        let above = Path::new(&image.0).ancestors().nth(2).unwrap_or(Path::new(""));
+        let (above, archive) = (above.to_string_lossy().into_owned(), Some(name(path)));
+        let bank = Part { path: Some(above), archive, ..Part::default() };
+        return Ok(dataset(folder, Format::ClassFolder, bank, None));
     }
     // PyTorch's older name for weights is .bin.
     if is_weights(path) || has_ending(path, "bin") {
@@ -144,16 +190,17 @@ fn json(path: &Path, folder: &Path) -> Result<Asset> {
     }
 }
 
-fn cifar10(folder: &Path, records: &[PathBuf]) -> Asset {
-    let (test, train): (Vec<_>, Vec<_>) = records.iter().partition(|path| name(path).contains("test"));
+/// Files of one format, those of the test set told by their names.
+fn parts(folder: &Path, format: Format, files: &[PathBuf]) -> Asset {
+    let (test, train): (Vec<_>, Vec<_>) = files.iter().partition(|path| name(path).contains("test"));
     let part = |paths: Vec<&PathBuf>| Part {
         parts: paths.into_iter().map(|path| name(path)).collect(),
         ..Part::default()
     };
     if train.is_empty() || test.is_empty() {
-        return dataset(folder, Format::Cifar10Binary, part(records.iter().collect()), None);
+        return dataset(folder, format, part(files.iter().collect()), None);
     }
-    dataset(folder, Format::Cifar10Binary, part(train), Some(part(test)))
+    dataset(folder, format, part(train), Some(part(test)))
 }
 
 fn idx(folder: &Path, files: &[PathBuf]) -> Result<Asset> {
@@ -188,7 +235,7 @@ fn captions(folder: &Path, format: Format, options: CaptionsManifest) -> Asset {
 
 fn dataset(folder: &Path, format: Format, bank: Part, query: Option<Part>) -> Asset {
     let leave_one_out = query.is_none();
-    let manifest = DatasetManifest { leave_one_out, classes: None, bank, query };
+    let manifest = DatasetManifest { leave_one_out, classes: None, label: Label::Fine, bank, query };
     asset(folder, AssetKind::Dataset, format, Some(manifest), None)
 }
 
@@ -232,16 +279,15 @@ fn is_caption_list(name: &str) -> bool {
     known.contains(&name) || (name.starts_with("captions") && name.ends_with(".json"))
 }
 
-/// Whole records that all begin with a label below 10.
-fn is_cifar10(path: &Path) -> bool {
+/// Whole records, the first of which begins with a label.
+fn cifar(path: &Path) -> Option<Format> {
     let mut label = [0u8];
-    let length = path.metadata().map_or(0, |metadata| metadata.len());
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut label));
-    has_ending(path, "bin")
-        && length > 0
-        && length.is_multiple_of(CIFAR10_RECORD)
-        && read.is_ok()
-        && label[0] < 10
+    let length = path.metadata().ok().filter(|metadata| metadata.len() > 0)?.len();
+    File::open(path).and_then(|mut file| file.read_exact(&mut label)).ok()?;
+    let fits =
+        |(record, classes, _): &&(u64, u8, Format)| length.is_multiple_of(*record) && label[0] < *classes;
+    let (_, _, format) = CIFAR.iter().filter(|_| has_ending(path, "bin")).find(fits)?;
+    Some(*format)
 }
 
 /// The magic number of idx, behind gzip or not.

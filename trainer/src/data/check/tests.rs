@@ -144,3 +144,36 @@ fn coco_as_it_is_unpacked_is_found() {
     let report = check(folder.path(), &[]).unwrap();
     assert_eq!((report.format, report.images), (Format::CocoCaptions, 2));
 }
+
+/// Every official layout, from the goldens, without a manifest.
+#[test]
+fn the_official_layouts_are_known_without_a_manifest() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/datasets");
+    let archives = [
+        ("cifar-10-python.tar.gz", "cifar-10-batches-py", Format::CifarPython, 12),
+        ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", Format::Cifar10Binary, 12),
+        ("cifar-100-python.tar.gz", "cifar-100-python", Format::CifarPython, 102),
+        ("cifar-100-binary.tar.gz", "cifar-100-binary", Format::Cifar100Binary, 102),
+        ("dtd-r1.0.1.tar.gz", "dtd", Format::ClassFolder, 12),
+    ];
+    for (archive, inner, format, images) in archives {
+        let folder = tempfile::tempdir().unwrap();
+        let file = fs::File::open(goldens.join(archive)).unwrap();
+        ::tar::Archive::new(flate2::read::GzDecoder::new(file)).unpack(folder.path()).unwrap();
+        let report = check(&folder.path().join(inner), &[]).unwrap();
+        assert_eq!((report.format, report.images, report.good), (format, images, true), "{archive}");
+    }
+    for (files, format, images) in [
+        (&["train_32x32.mat", "test_32x32.mat"][..], Format::SvhnMat, 13),
+        (&["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], Format::Parquet, 10),
+        (&["EuroSAT.zip"], Format::ClassFolder, 50),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            fs::copy(goldens.join(file), folder.path().join(file)).unwrap();
+        }
+        let report = check(folder.path(), &[]).unwrap();
+        assert_eq!((report.format, report.images, report.good), (format, images, true), "{files:?}");
+        assert_eq!(report.classes.len(), 10, "{files:?}");
+    }
+}

@@ -91,12 +91,14 @@ impl<'a> Machine<'a> {
                 self.push(Node::Text(quoted.trim_matches(['\'', '"']).to_owned()))
             }
             b'V' => self.line().and_then(|text| self.push(Node::Text(text.to_owned()))),
-            b'T' | b'X' => self.number(4).and_then(|length| self.string(length)),
-            b'U' | 0x8c => self.number(1).and_then(|length| self.string(length)),
+            b'T' => self.number(4).and_then(|length| self.python2_string(length)),
+            b'U' => self.number(1).and_then(|length| self.python2_string(length)),
+            b'X' => self.number(4).and_then(|length| self.string(length)),
+            0x8c => self.number(1).and_then(|length| self.string(length)),
             0x8d => self.number(8).and_then(|length| self.string(length)),
-            b'B' => self.number(4).and_then(|length| self.opaque_bytes(length)),
-            b'C' => self.number(1).and_then(|length| self.opaque_bytes(length)),
-            0x8e | 0x96 => self.number(8).and_then(|length| self.opaque_bytes(length)),
+            b'B' => self.number(4).and_then(|length| self.some_bytes(length)),
+            b'C' => self.number(1).and_then(|length| self.some_bytes(length)),
+            0x8e | 0x96 => self.number(8).and_then(|length| self.some_bytes(length)),
             b']' | b')' | 0x8f => self.push(Node::List(Vec::new())), // EMPTY_LIST, EMPTY_TUPLE, EMPTY_SET
             b'l' | b't' | 0x91 => {
                 let items = self.above_mark()?; // LIST, TUPLE, FROZENSET
@@ -209,9 +211,20 @@ impl<'a> Machine<'a> {
         self.push(Node::Text(text))
     }
 
-    fn opaque_bytes(&mut self, length: u64) -> Result<()> {
+    /// Python 2's `str` was text and bytes alike: text where it can be, which loses none of its bytes.
+    fn python2_string(&mut self, length: u64) -> Result<()> {
+        let begin = self.at;
+        let node = match std::str::from_utf8(self.take(length)?) {
+            Ok(text) => Node::Text(text.to_owned()),
+            Err(_) => Node::Bytes(begin..self.at),
+        };
+        self.push(node)
+    }
+
+    fn some_bytes(&mut self, length: u64) -> Result<()> {
+        let begin = self.at;
         self.skip(length)?;
-        self.push(Node::Other)
+        self.push(Node::Bytes(begin..self.at))
     }
 
     /// `I01`, `I17`, `L17L`.

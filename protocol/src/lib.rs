@@ -17,12 +17,12 @@ mod state;
 mod validate;
 
 pub use alpha::Alpha;
-pub use best::{Change, KEEP_POINTS, best_change, goal_and_guard};
 pub use analysis::{
     Analysis, AnalysisKind, BlockCka, LayerDistance, LayerSpectrum, Qkv, QueryNeighbours, ShownNeighbour,
     SimilarityAnalysis, SimilarityReport, SpectrumAnalysis, SpectrumReport, SpectrumValues, Tail, TailStatus,
     Tiles,
 };
+pub use best::{Change, KEEP_POINTS, best_change, goal_and_guard};
 pub use describe::Description;
 pub use digest::{hex, selection_half, sha256_hex};
 pub use evaluation::{

@@ -261,11 +261,11 @@ mod tests {
             evaluation.as_object_mut().unwrap().extend(document.as_object().unwrap().clone());
             evaluated(&serde_json::from_value(evaluation).unwrap())
         };
-        assert_eq!(told(json!({})), "evaluation: 1 dataset at 11 α, k = [5]\n");
+        assert_eq!(told(json!({})), "evaluation: 1 dataset at 11 α by k 5\n");
         let text = told(json!({"refine": 3, "dtype": "f16"}));
         assert_eq!(
             text,
-            "evaluation: 1 dataset at 11 α and up to 6 more around the best, k = [5], in f16, which is slow on a CPU\n"
+            "evaluation: 1 dataset at 11 α and up to 6 more around the best by k 5, in f16, which is slow on a CPU\n"
         );
     }
 

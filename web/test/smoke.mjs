@@ -132,7 +132,7 @@ async function readPages(pages, width, scheme) {
 async function settle(page) {
   await page.waitForSelector("html.js");
   if (await page.$("#alpha-model")) {
-    await page.waitForFunction(() => document.querySelectorAll(".box > svg").length === document.querySelectorAll(".box").length);
+    await page.waitForFunction(() => document.querySelectorAll("#panels .box > svg").length === document.querySelectorAll("#panels .box").length);
   }
   if (await page.$("#loss-model")) await page.waitForSelector(".uplot canvas");
 }

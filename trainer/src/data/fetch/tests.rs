@@ -222,7 +222,7 @@ fn every_official_set_becomes_an_asset_that_data_list_shows() {
 fn a_line_that_is_cut_goes_on_where_it_was_and_errors_of_the_server_are_waited_out() {
     let set = tiny("cifar10", (10, 2));
     let faults =
-        [Fault::Cut(700), Fault::Status(500), Fault::Status(503), Fault::Cut(300), Fault::Silent(100)];
+        [Fault::Cut(700), Fault::Status(500), Fault::Cut(300), Fault::Status(503), Fault::Silent(100)];
     let (url, server) = start(std::slice::from_ref(&set), &faults);
     let data = tempfile::tempdir().unwrap();
     fetch(std::slice::from_ref(&set), &["cifar10"], data.path(), &url).unwrap();
@@ -230,7 +230,7 @@ fn a_line_that_is_cut_goes_on_where_it_was_and_errors_of_the_server_are_waited_o
         None,
         Some("bytes=700-"),
         Some("bytes=700-"),
-        Some("bytes=700-"),
+        Some("bytes=1000-"),
         Some("bytes=1000-"),
         Some("bytes=1100-"),
     ];

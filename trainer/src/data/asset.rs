@@ -2,8 +2,8 @@
 //! captions or a labelled dataset. Specs name assets and never paths; a worker reports which it holds under its data
 //! folders.
 
-use super::{captions, fetch};
 use super::dataset::{Dataset, manifest::DatasetManifest};
+use super::{captions, fetch};
 use crate::weights::digest::HashingWriter;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{AssetSummary, sha256_hex};

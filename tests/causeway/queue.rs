@@ -363,7 +363,7 @@ async fn an_evaluation_in_parts_waits_for_them_and_gets_what_they_computed() -> 
     let features = a.upload(&first, b"features").await?;
     let file = json!({"event": "features", "key": {"dataset": "d", "alpha": 0.5},
                       "blob": {"sha256": features, "bytes": 8, "file": "f"}});
-    let (status, answer) = a.ship(&first, 1, &[file.clone()]).await?;
+    let (status, answer) = a.ship(&first, 1, std::slice::from_ref(&file)).await?;
     assert!(status.is_success(), "{answer}");
     assert_eq!(a.finish(&first, "succeeded", "").await?, StatusCode::NO_CONTENT, "a part brings no points");
     assert_eq!(a.lease(5000).await?.context("the next run")?.grant["run_id"], later.to_string());

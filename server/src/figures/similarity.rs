@@ -199,7 +199,7 @@ fn step(highest: f64) -> f64 {
 pub fn share(value: f64) -> String {
     let percent = 100.0 * value;
     match percent {
-        p if p == 0.0 => "0 %".to_owned(),
+        0.0 => "0 %".to_owned(),
         p if p < 0.01 => format!("{p:.1e} %"),
         p if p < 1.0 => format!("{p:.2} %"),
         p if p < 10.0 => format!("{p:.1} %"),

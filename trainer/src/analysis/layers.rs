@@ -68,7 +68,7 @@ pub fn layers(line: &Line, qkv: Qkv) -> Vec<Layer> {
         let added = bare.get(name).is_none();
         let shape = tensor.size();
         let is_layer = if added { shape.len() == 2 } else { name.ends_with(".weight") };
-        if !is_layer || !spectrum::count(&shape).is_some_and(|count| count >= spectrum::MIN_EVALS) {
+        if !is_layer || spectrum::count(&shape).is_none_or(|count| count < spectrum::MIN_EVALS) {
             continue;
         }
         let moved = line.moved().binary_search_by(|moved| moved.as_str().cmp(name)).is_ok();

@@ -103,7 +103,7 @@ impl Similarity<'_> {
     }
 
     /// Batches of the encoder's input. [batch, 3, size, size], normalised
-    fn pixels<'b>(&self, images: &[&'b Labelled]) -> Result<Tensor> {
+    fn pixels(&self, images: &[&Labelled]) -> Result<Tensor> {
         let (how, size) = (self.evaluation.preprocess, self.evaluation.image_size as usize);
         let sources = images.iter().map(|image| &image.source);
         let pixels = pixels::batch(sources, how, size)?.to_device(self.device());

@@ -32,5 +32,5 @@ fn free(folder: &Path) -> Result<u64> {
     }
     // SAFETY: the call has succeeded, so it has written all of it.
     let told = unsafe { told.assume_init() };
-    Ok((told.f_bavail as u64).saturating_mul(told.f_frsize as u64))
+    Ok(told.f_bavail.saturating_mul(told.f_frsize))
 }

@@ -106,7 +106,11 @@ fn threads_change_nothing() {
         layers.map(|(name, weight)| Job { name: name.into(), weight, alpha: Alpha::ONE }).collect::<Vec<_>>()
     };
     let mut told = Vec::new();
-    let one = all(jobs(), 1, &mut |done| Ok(told.push(done))).unwrap();
+    let one = all(jobs(), 1, &mut |done| {
+        told.push(done);
+        Ok(())
+    });
+    let one = one.unwrap();
     assert_eq!(told, [1, 2, 3, 4, 5]);
     assert_eq!(one, all(jobs(), 3, &mut |_| Ok(())).unwrap());
 }

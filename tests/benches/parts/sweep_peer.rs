@@ -46,8 +46,10 @@ pub fn sweep_peer(data: &Path, python: &Path) -> Result<()> {
     let alphas: Vec<f64> = (0..=10).map(|tenth| f64::from(tenth) / 10.0).collect();
     let backbone = demo_data().join("vit-s14-imgfocus/model.safetensors");
     let script = repository().join("tests/benches/sweep.py");
-    let output =
-        Command::new(python).arg(&script).args(["parts", &threads.to_string(), &BATCH.to_string()]).output()?;
+    let output = Command::new(python)
+        .arg(&script)
+        .args(["parts", &threads.to_string(), &BATCH.to_string()])
+        .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let parts: Value = serde_json::from_slice(&output.stdout)?;
     for dtype in ["f32", "bf16"] {
@@ -57,7 +59,12 @@ pub fn sweep_peer(data: &Path, python: &Path) -> Result<()> {
             report(&format!("sweep_part_{dtype}_{part}"), milliseconds, "ms", what);
         }
         let rate = parts[dtype]["gflops"].as_f64().context("gflops")?;
-        report(&format!("gemm_{dtype}"), rate, "GFLOP/s", "the MLP's first product alone: the machine's rate");
+        report(
+            &format!("gemm_{dtype}"),
+            rate,
+            "GFLOP/s",
+            "the MLP's first product alone: the machine's rate",
+        );
     }
     for (cell, blocks) in [("full", None), ("last3", Some(9))] {
         let theta1 = folder.join(format!("{cell}.safetensors"));
@@ -99,7 +106,12 @@ fn tell(cell: &str, blocks: Option<usize>, runs: &[Vec<Timed>; 3], parts: &Value
         let alone = middle(runs, |run| run.sweep);
         report(&name, own, "s", "ours, the whole command");
         report(&format!("{name}_cpu"), own_processors, "s", "of the processors, for that");
-        report(&format!("{name}_alone"), alone, "s", "the sweep by its journal, start and first reading left out");
+        report(
+            &format!("{name}_alone"),
+            alone,
+            "s",
+            "the sweep by its journal, start and first reading left out",
+        );
         report(&format!("{name}_ratio"), clock / own, "x", "PyTorch's time in f32 over ours");
         report(&format!("{name}_ratio_cpu"), processors / own_processors, "x", "the same in processor time");
         let bound = usual / shared_work * rate(dtype)? / rate("f32")?;
@@ -115,8 +127,11 @@ fn tell(cell: &str, blocks: Option<usize>, runs: &[Vec<Timed>; 3], parts: &Value
             apart += 1;
             let (alpha, dataset, k) = (at / 6, NAMES[at / 2 % 3], K[at % 2]);
             let lead = theirs.leads[at][query];
-            println!("{}", json!({"bench": format!("sweep_{cell}_apart"), "alpha": alpha as f64 / 10.0,
-                                  "dataset": dataset, "k": k, "query": query, "lead": lead}));
+            println!(
+                "{}",
+                json!({"bench": format!("sweep_{cell}_apart"), "alpha": alpha as f64 / 10.0,
+                                  "dataset": dataset, "k": k, "query": query, "lead": lead})
+            );
         }
     }
     let all: usize = own.hits.iter().map(Vec::len).sum();
@@ -182,7 +197,8 @@ fn ours(theta1: &Path, dtype: &str, alphas: &[f64], folder: &Path, out: &Path) -
         let k = K.iter().position(|asked| *asked == k).context("another k")?;
         let packed: Hits = serde_json::from_value(line["hits"].clone())?;
         let queries = line["n"].as_u64().context("n")? as usize;
-        hits[(alpha * NAMES.len() + dataset) * K.len() + k] = (0..queries).map(|query| packed.get(query)).collect();
+        hits[(alpha * NAMES.len() + dataset) * K.len() + k] =
+            (0..queries).map(|query| packed.get(query)).collect();
         point += 1;
     }
     ensure!(hits.iter().all(|hits| !hits.is_empty()), "points are missing");
@@ -244,7 +260,8 @@ fn write_datasets(data: &Path, to: &Path) -> Result<Vec<Value>> {
         if !class.path().is_dir() {
             continue;
         }
-        let mut images = fs::read_dir(class.path())?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let mut images =
+            fs::read_dir(class.path())?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
         images.sort();
         for (at, image) in images.iter().take(2 * SIDE / 10).enumerate() {
             let part = if at < SIDE / 10 { "bank" } else { "query" };
@@ -264,8 +281,10 @@ fn write_datasets(data: &Path, to: &Path) -> Result<Vec<Value>> {
         let file = data.join("fashion_mnist").join(format!("t10k-{from}-ubyte.gz"));
         GzDecoder::new(fs::File::open(file)?).read_to_end(&mut all)?;
         for (part, begin) in [("bank", 0), ("query", SIDE)] {
-            let mut packed =
-                GzEncoder::new(fs::File::create(fashion.join(format!("{part}{ending}.gz")))?, Compression::fast());
+            let mut packed = GzEncoder::new(
+                fs::File::create(fashion.join(format!("{part}{ending}.gz")))?,
+                Compression::fast(),
+            );
             packed.write_all(&all[..4])?;
             packed.write_all(&(SIDE as u32).to_be_bytes())?;
             packed.write_all(&all[8..header])?;
@@ -295,7 +314,8 @@ fn write_noisy(theta0: &Path, to: &Path, from_block: Option<usize>) -> Result<()
             continue;
         }
         ensure!(about["dtype"] == "F32", "{name} is {}", about["dtype"]);
-        let [begin, end] = [0, 1].map(|at| 8 + length + about["data_offsets"][at].as_u64().unwrap_or(0) as usize);
+        let [begin, end] =
+            [0, 1].map(|at| 8 + length + about["data_offsets"][at].as_u64().unwrap_or(0) as usize);
         let values: Vec<f32> = bytes[begin..end]
             .as_chunks()
             .0

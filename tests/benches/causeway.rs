@@ -7,6 +7,8 @@ use std::{fs, path::Path, process::Command, time::Instant};
 
 #[path = "parts/spectrum.rs"]
 mod spectrum;
+#[path = "parts/sweep_peer.rs"]
+mod sweep_peer;
 
 /// Requests of one kind that are timed.
 const REQUESTS: usize = 200;
@@ -48,7 +50,11 @@ async fn main() -> Result<()> {
     if let Some(folder) = std::env::var_os("DATA").filter(|_| asked("data")) {
         real_data(Path::new(&folder))?;
     }
-    match std::env::var_os("PYTHON_WITH_TORCH") {
+    let python = std::env::var_os("PYTHON_WITH_TORCH");
+    if let (Some(data), Some(python)) = (std::env::var_os("DATA").filter(|_| asked("sweep_peer")), &python) {
+        sweep_peer::sweep_peer(Path::new(&data), Path::new(python))?;
+    }
+    match python {
         Some(python) => beside_torch(Path::new(&python)),
         None => {
             eprintln!("PYTHON_WITH_TORCH names no Python that has PyTorch: nothing is compared with it");

@@ -7,7 +7,6 @@ pub mod ending;
 pub mod environment;
 mod kept;
 pub mod material;
-mod memory;
 pub(crate) mod narrate;
 mod soup;
 
@@ -157,7 +156,6 @@ impl<'a> Attempt<'a> {
         let device = device::open(&lease.device)?;
         tch::set_num_threads(threads as i32);
         tch::set_num_interop_threads(1);
-        memory::keep_freed();
         let environment = environment::environment(&lease.device, threads);
         // Nothing of earlier attempts is hidden once training is over.
         let all_steps = lease.spec.training.as_ref().map_or(0, |training| training.steps);

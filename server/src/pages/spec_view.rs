@@ -65,6 +65,11 @@ pub fn is_around(path: &str) -> bool {
     AROUND.contains(&path)
 }
 
+/// Whether a value is left out of what a variant is (`runs::submit`): it makes no line of its own.
+fn is_beside(path: &str) -> bool {
+    path.starts_with("analysis.") || path == "evaluation.parts"
+}
+
 /// Most values in a label.
 const LABEL_PARTS: usize = 3;
 
@@ -75,7 +80,8 @@ pub fn labels(specs: &[(&str, &Value)]) -> Vec<String> {
         let peers: Vec<Value> =
             specs.iter().filter(|(m, _)| m == method).map(|(_, s)| (*s).clone()).collect();
         let mut parts = Vec::new();
-        for path in crate::checkpoints::differing(&peers).keys().filter(|path| !is_around(path)) {
+        let differing = crate::checkpoints::differing(&peers);
+        for path in differing.keys().filter(|path| !is_around(path) && !is_beside(path)) {
             let Some(value) = at(spec, path) else { continue };
             let (whole, leaf) = path.rsplit_once('.').unwrap_or(("", path));
             let others: Vec<&Value> = peers.iter().filter_map(|peer| at(peer, path)).collect();
@@ -143,6 +149,12 @@ mod tests {
         assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter · rank 8", "adapter · rank 16"]);
         b = json!({"seed": 1, "method": {"rank": 8}});
         assert_eq!(labels(&[("adapter", &a), ("adapter", &b)]), ["adapter", "adapter"]);
+        b = json!({"seed": 1, "method": {"rank": 8}, "evaluation": {"parts": 2}, "analysis": {"spectrum": {"qkv": "split"}}});
+        assert_eq!(
+            labels(&[("adapter", &a), ("adapter", &b)]),
+            ["adapter", "adapter"],
+            "no part of a variant"
+        );
     }
 
     #[test]

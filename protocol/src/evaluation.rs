@@ -13,6 +13,7 @@ const CHOOSING_K: u32 = 20;
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// The datasets, in the order in which figures show them inside a role.
+    #[serde(default)]
     pub datasets: Vec<EvaluatedDataset>,
     /// The α of the sweep, ascending. α = 0 is the bare backbone and is computed once for all runs.
     #[serde(default = "default_alphas")]
@@ -223,7 +224,34 @@ impl Readout {
     }
 }
 
+impl Default for Evaluation {
+    /// Nothing is measured.
+    fn default() -> Evaluation {
+        Evaluation {
+            datasets: Vec::new(),
+            alphas: default_alphas(),
+            k: default_k(),
+            temperature: default_temperature(),
+            linear_probe: None,
+            zero_shot: None,
+            refine: 0,
+            parts: 1,
+            preprocess: Preprocess::default(),
+            image_size: default_image_size(),
+            feature: Feature::default(),
+            positions: Positions::default(),
+            dtype: Dtype::default(),
+            batch_size: default_batch_size(),
+        }
+    }
+}
+
 impl Evaluation {
+    /// Whether nothing is measured.
+    pub fn is_none(&self) -> bool {
+        *self == Evaluation::default()
+    }
+
     /// Where the protocol by which an α is chosen stands among [`Evaluation::protocols`]: k = 20, or the largest k below
     /// it, or the smallest above.
     pub fn choosing(&self) -> usize {

@@ -1,7 +1,7 @@
 //! The words between a worker's agent and the server. A lease is the right to work on one attempt until it
 //! expires; its epoch is the fence that every write carries.
 
-use crate::{Alpha, AnalysisKind, BlobRef, JournalLine, LogLine, Phase, Spec};
+use crate::{Alpha, AnalysisKind, BlobRef, DeviceReport, Gang, JournalLine, LogLine, Phase, Spec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -18,8 +18,14 @@ pub struct RegisterWorker {
     pub host: String,
     /// Version of `causeway-trainer`.
     pub version: String,
-    /// Device names, for example `cpu:0` or `cuda:1`; a lease takes one.
-    pub devices: Vec<String>,
+    /// Its devices; a lease takes one or several.
+    pub devices: Vec<DeviceReport>,
+    /// What runs may ask for by name.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Where other workers of one run reach it; the host's name by default.
+    #[serde(default)]
+    pub address: String,
     /// The assets under its data folders.
     pub assets: Vec<AssetSummary>,
     /// It takes no new work: it is ending.
@@ -70,8 +76,14 @@ pub struct LeaseGrant {
     pub attempt: u32,
     /// The fence; monotone per run.
     pub epoch: i64,
-    /// The device.
+    /// The device; the first of several.
     pub device: String,
+    /// All its devices on this worker.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// Its place among several workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<Gang>,
     /// What to do.
     pub spec: Spec,
     /// Where to begin.
@@ -160,6 +172,8 @@ pub enum Order {
     Continue,
     /// End the training process and finish the lease as cancelled.
     Stop,
+    /// Save the state, end the training process and finish the lease as yielded: the run goes on later.
+    Yield,
 }
 
 /// Answer to a heartbeat.
@@ -167,6 +181,9 @@ pub enum Order {
 pub struct HeartbeatAnswer {
     /// What to do.
     pub order: Order,
+    /// With `yield`: milliseconds until the lease is taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yield_within_ms: Option<u64>,
     /// Milliseconds until the lease expires unless renewed.
     pub expires_in_ms: u64,
 }
@@ -214,6 +231,10 @@ pub enum Outcome {
     Cancelled,
     /// Training is over and the evaluation's parts take over.
     HandedOver,
+    /// It was told to save its state and give its devices back, and has.
+    Yielded,
+    /// What is around it ended it: the worker shut down, the host ran out of memory.
+    Interrupted,
 }
 
 /// The end of an attempt.

@@ -5,12 +5,14 @@
 mod alpha;
 mod analysis;
 mod best;
+mod command;
 mod describe;
 mod digest;
 mod evaluation;
 mod journal;
 mod lease;
 mod method;
+mod resources;
 mod retention;
 mod spec;
 mod state;
@@ -23,6 +25,7 @@ pub use analysis::{
     Tiles,
 };
 pub use best::{Change, KEEP_POINTS, best_change, goal_and_guard};
+pub use command::{COMMANDS_LABEL, Command, CommandLine};
 pub use describe::Description;
 pub use digest::{hex, selection_half, sha256_hex};
 pub use evaluation::{
@@ -40,6 +43,7 @@ pub use method::{
     Fusion, FusionAttention, Ladder, Lora, LoraTarget, Method, NullText, Program, Reading, Reads, Reprogram,
     Selection, Selective, TokenReplay,
 };
+pub use resources::{DEVICES_MAX, DeviceReport, Gang, NODES_MAX, Resources};
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
 pub use spec::{
     Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,

@@ -1,9 +1,10 @@
 //! The spec: the typed description of a run. What was POSTed, with every default filled in, so that a spec read
 //! years later still says everything that decided the result.
 
-use crate::{Analysis, Dtype, Evaluation, Method, Retention};
+use crate::{Analysis, COMMANDS_LABEL, Command, Dtype, Evaluation, Method, Resources, Retention};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 /// One run, described completely. The same document as JSON (API) or TOML (`causeway submit`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
@@ -22,7 +23,16 @@ pub struct Spec {
     /// Higher goes first in the queue.
     #[serde(default)]
     pub priority: i32,
-    /// Tries before a crashing or lost run is given up.
+    /// The project whose share and quota it counts against.
+    #[serde(default = "default_project", skip_serializing_if = "is_default_project")]
+    pub project: String,
+    /// Devices, workers and time.
+    #[serde(default, skip_serializing_if = "Resources::is_default")]
+    pub resources: Resources,
+    /// Runs that must have succeeded before it begins. Runs named under `weights` count without being named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Uuid>,
+    /// Tries before a crashing run is given up. What is no fault of the run's, such as a lost worker, spends none.
     #[serde(default = "default_max_attempts")]
     pub max_attempts: u32,
     /// Labels to find the run by.
@@ -32,6 +42,7 @@ pub struct Spec {
     #[serde(default)]
     pub note: String,
     /// θ0 and θ1.
+    #[serde(default, skip_serializing_if = "Weights::is_none")]
     pub weights: Weights,
     /// What is made trainable (finetune). A pretraining trains everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,7 +59,11 @@ pub struct Spec {
     /// The training loop (finetune, pretrain).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
+    /// The program (command).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
     /// The α sweep.
+    #[serde(default, skip_serializing_if = "Evaluation::is_none")]
     pub evaluation: Evaluation,
     /// What is asked of weights and features after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +80,8 @@ pub enum Kind {
     Finetune,
     /// Sweeps α between two sets of weights that exist already.
     Evaluate,
+    /// Runs a program of one's own.
+    Command,
 }
 
 /// The two ends of the line. `theta1` is given for `evaluate` only; the other kinds make their own.
@@ -78,6 +95,20 @@ pub struct Weights {
     pub theta1: Option<WeightSource>,
 }
 
+impl Default for Weights {
+    /// No weights, for runs that have none.
+    fn default() -> Weights {
+        Weights { theta0: WeightSource::Asset(String::new()), theta1: None }
+    }
+}
+
+impl Weights {
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        *self == Weights::default()
+    }
+}
+
 /// Where weights come from. Specs name assets and blobs, never paths.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -86,6 +117,8 @@ pub enum WeightSource {
     Asset(String),
     /// A safetensors file in the server's blob store, by sha256 (64 hex digits). A checkpoint's digest is its blob.
     Blob(String),
+    /// The checkpoint that another run makes: it is waited for.
+    Run(Uuid),
     /// A file on the submitter's machine. `causeway submit` uploads it and sends `blob` instead; the server refuses it.
     File(String),
     /// Random values under the run's seed: what a pretraining starts from.
@@ -359,6 +392,7 @@ impl Kind {
             Kind::Pretrain => "pretrain",
             Kind::Finetune => "finetune",
             Kind::Evaluate => "evaluate",
+            Kind::Command => "command",
         }
     }
 }
@@ -368,9 +402,12 @@ impl Spec {
     pub fn assets(&self) -> Vec<&str> {
         let sources = [Some(&self.weights.theta0), self.weights.theta1.as_ref()];
         let weights = sources.into_iter().flatten().filter_map(|source| match source {
-            WeightSource::Asset(name) => Some(name.as_str()),
+            WeightSource::Asset(name) => Some(name.as_str()).filter(|name| !name.is_empty()),
             WeightSource::Soup(soup) => soup.greedy_on.as_deref(),
-            WeightSource::Blob(_) | WeightSource::File(_) | WeightSource::Fresh(_) => None,
+            WeightSource::Blob(_)
+            | WeightSource::Run(_)
+            | WeightSource::File(_)
+            | WeightSource::Fresh(_) => None,
         });
         let language_model = self.objective.iter().filter_map(|objective| objective.caption.as_ref());
         let captions = self.captions.iter().flat_map(|captions| {
@@ -381,7 +418,9 @@ impl Spec {
         let method = self.method.iter().flat_map(Method::assets);
         let retention = self.retention.iter().flat_map(Retention::assets);
         let zero_shot = self.evaluation.zero_shot.iter().map(|zero_shot| zero_shot.text_encoder.as_str());
-        weights.chain(captions).chain(method).chain(retention).chain(datasets).chain(zero_shot).collect()
+        let command = self.command.iter().flat_map(|command| command.assets.iter().map(String::as_str));
+        let evaluation = datasets.chain(zero_shot);
+        weights.chain(captions).chain(method).chain(retention).chain(evaluation).chain(command).collect()
     }
 
     /// The word that names what is trained: the method's, `mae` for a pretraining, `evaluate` where nothing is.
@@ -389,8 +428,15 @@ impl Spec {
         match (self.kind, &self.method) {
             (Kind::Pretrain, _) => "mae",
             (Kind::Finetune, Some(method)) => method.as_str(),
+            (Kind::Command, _) => "command",
             _ => "evaluate",
         }
+    }
+
+    /// Labels that its workers must have.
+    pub fn labels(&self) -> Vec<String> {
+        let commands = (self.kind == Kind::Command).then(|| COMMANDS_LABEL.to_owned());
+        self.resources.labels.iter().cloned().chain(commands).collect()
     }
 
     /// Names of the blobs in the server's store that this run reads.
@@ -399,10 +445,34 @@ impl Spec {
         let blobs = sources.into_iter().flatten().flat_map(|source| match source {
             WeightSource::Blob(sha256) => std::slice::from_ref(sha256),
             WeightSource::Soup(soup) => &soup.checkpoints,
-            WeightSource::Asset(_) | WeightSource::File(_) | WeightSource::Fresh(_) => &[],
+            WeightSource::Asset(_) | WeightSource::Run(_) | WeightSource::File(_) | WeightSource::Fresh(_) => &[],
         });
         blobs.map(String::as_str).collect()
     }
+
+    /// The runs that must have succeeded before this one begins, each once.
+    pub fn waits_for(&self) -> Vec<Uuid> {
+        let sources = [Some(&self.weights.theta0), self.weights.theta1.as_ref()];
+        let weights = sources.into_iter().flatten().filter_map(|source| match source {
+            WeightSource::Run(run) => Some(*run),
+            _ => None,
+        });
+        let mut runs: Vec<Uuid> = self.after.iter().copied().chain(weights).collect();
+        runs.sort_unstable();
+        runs.dedup();
+        runs
+    }
+}
+
+/// The project there always is.
+pub const DEFAULT_PROJECT: &str = "default";
+
+fn default_project() -> String {
+    DEFAULT_PROJECT.to_owned()
+}
+
+fn is_default_project(name: &str) -> bool {
+    name == DEFAULT_PROJECT
 }
 
 fn default_max_attempts() -> u32 {

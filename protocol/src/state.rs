@@ -12,6 +12,8 @@ pub enum RunState {
     Queued,
     /// An attempt holds, or is about to pick up, its lease.
     Running,
+    /// Set aside by hand; it keeps what it has done and goes on when told to.
+    Paused,
     /// Ended well. Terminal.
     Succeeded,
     /// Ended with a reason that another attempt would meet again, or no attempts are left. Terminal.
@@ -27,6 +29,7 @@ impl RunState {
     pub const ALL: &'static [RunState] = &[
         RunState::Queued,
         RunState::Running,
+        RunState::Paused,
         RunState::Succeeded,
         RunState::Failed,
         RunState::Cancelled,
@@ -38,6 +41,7 @@ impl RunState {
         match self {
             RunState::Queued => "queued",
             RunState::Running => "running",
+            RunState::Paused => "paused",
             RunState::Succeeded => "succeeded",
             RunState::Failed => "failed",
             RunState::Cancelled => "cancelled",
@@ -75,8 +79,10 @@ pub enum AttemptState {
     Failed,
     /// Stopped on request.
     Cancelled,
-    /// Its lease ran out.
+    /// Its lease ran out, or what is around it ended it.
     Lost,
+    /// It saved its state and gave its devices back.
+    Yielded,
 }
 
 impl AttemptState {
@@ -88,6 +94,7 @@ impl AttemptState {
         AttemptState::Failed,
         AttemptState::Cancelled,
         AttemptState::Lost,
+        AttemptState::Yielded,
     ];
 
     /// The word used in SQL, JSON and pages.
@@ -99,6 +106,7 @@ impl AttemptState {
             AttemptState::Failed => "failed",
             AttemptState::Cancelled => "cancelled",
             AttemptState::Lost => "lost",
+            AttemptState::Yielded => "yielded",
         }
     }
 }
@@ -207,12 +215,14 @@ impl RunState {
         matches!(self, RunState::Succeeded | RunState::Failed | RunState::Cancelled | RunState::Lost)
     }
 
-    /// The transition table: a run is queued, runs, may go back to the queue for another attempt, and ends once.
+    /// The transition table: a run is queued, runs, may go back to the queue for another attempt, may be set aside, and
+    /// ends once.
     pub fn may_become(self, next: RunState) -> bool {
-        use RunState::{Cancelled, Failed, Lost, Queued, Running, Succeeded};
+        use RunState::{Cancelled, Failed, Lost, Paused, Queued, Running, Succeeded};
         match self {
-            Queued => matches!(next, Running | Cancelled),
-            Running => matches!(next, Queued | Succeeded | Failed | Cancelled | Lost),
+            Queued => matches!(next, Running | Paused | Cancelled),
+            Paused => matches!(next, Queued | Cancelled),
+            Running => matches!(next, Queued | Paused | Succeeded | Failed | Cancelled | Lost),
             Succeeded | Failed | Cancelled | Lost => false,
         }
     }
@@ -234,8 +244,8 @@ mod tests {
         }
         assert_eq!(
             moves.join(" "),
-            "queued>running queued>cancelled running>queued running>succeeded running>failed running>cancelled \
-             running>lost"
+            "queued>running queued>paused queued>cancelled running>queued running>paused running>succeeded \
+             running>failed running>cancelled running>lost paused>queued paused>cancelled"
         );
     }
 

@@ -42,6 +42,8 @@ pub struct Experiment {
     pub succeeded: i64,
     /// Runs that failed or were lost.
     pub failed: i64,
+    /// Runs set aside.
+    pub paused: i64,
     /// Runs that were cancelled.
     pub cancelled: i64,
     /// When it was made.
@@ -58,24 +60,6 @@ pub struct NewExperiment {
     /// The question, in prose.
     #[serde(default)]
     pub description: String,
-}
-
-/// A project: who shares experiments and tokens.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Project {
-    /// Id.
-    pub id: Uuid,
-    /// Name.
-    pub name: String,
-}
-
-/// List projects.
-#[utoipa::path(get, path = "/api/v1/projects", operation_id = "list_projects", tag = "experiments",
-    responses((status = 200, body = Vec<Project>)))]
-pub async fn list_projects(State(app): State<App>) -> Result<Json<Vec<Project>>> {
-    let rows =
-        sqlx::query_as!(Project, "select id, name from project order by name").fetch_all(&app.pool).await?;
-    Ok(Json(rows))
 }
 
 /// Which experiments to list.
@@ -135,6 +119,7 @@ async fn experiments(
                   count(*) filter (where r.state = 'running') as "running!",
                   count(*) filter (where r.state = 'succeeded') as "succeeded!",
                   count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
+                  count(*) filter (where r.state = 'paused') as "paused!",
                   count(*) filter (where r.state = 'cancelled') as "cancelled!"
            from (select * from experiment e
                  where ($1::uuid is null or e.id = $1) and ($2::text is null or e.name = $2)
@@ -187,18 +172,18 @@ pub async fn create_experiment(
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn ensure_experiment(conn: &mut PgConnection, name: &str) -> Result<Uuid> {
+pub async fn ensure_experiment(conn: &mut PgConnection, project: Uuid, name: &str) -> Result<Uuid> {
     sqlx::query!(
         "insert into experiment (id, project_id, name) values ($1, $2, $3) on conflict do nothing",
         Uuid::now_v7(),
-        DEFAULT_PROJECT,
+        project,
         name
     )
     .execute(&mut *conn)
     .await?;
     let id = sqlx::query_scalar!(
         "select id from experiment where project_id = $1 and name = $2",
-        DEFAULT_PROJECT,
+        project,
         name
     )
     .fetch_one(conn)

@@ -35,6 +35,9 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
             )));
         }
         shipped = line.seq;
+        if lease.rank > 0 {
+            continue; // of several workers the first speaks for the run
+        }
         match line.event {
             Event::Metrics { step, values } => metrics.push((step, values)),
             Event::RolledBack { step, rollbacks, .. } => {
@@ -53,7 +56,19 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
     Ok(shipped)
 }
 
+/// The run got further: what happened to its workers before counts no more.
+async fn note_progress(conn: &mut PgConnection, run: Uuid) -> Result<()> {
+    sqlx::query!("update run set setbacks = 0 where id = $1 and setbacks > 0", run).execute(conn).await?;
+    Ok(())
+}
+
 async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Result<()> {
+    if matches!(
+        line.event,
+        Event::ResumeState { .. } | Event::Checkpoint { .. } | Event::Point(_) | Event::Features(_)
+    ) {
+        note_progress(conn, lease.run_id).await?;
+    }
     match line.event {
         Event::Metrics { .. } | Event::RolledBack { .. } => Ok(()), // the caller's
         Event::Started { environment, phase: _, resumed_step } => {
@@ -91,6 +106,7 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                 causeway_protocol::WeightSource::Blob(sha256) => {
                     format!("blob {}", &sha256[..12.min(sha256.len())])
                 }
+                causeway_protocol::WeightSource::Run(run) => format!("run {run}"),
                 causeway_protocol::WeightSource::File(path) => path.clone(),
                 causeway_protocol::WeightSource::Fresh(_) => format!("fresh, seed {}", spec.seed),
                 // The rules of a spec keep soups for θ1.

@@ -1,7 +1,13 @@
 //! The worker protocol: a held request for work, a held heartbeat, the journal, the end. Every write locks the lease
 //! row and compares the epoch in the same transaction; a stale epoch gets 409 and changes nothing.
 
-use crate::{ApiJson, App, Error, Result, analysis, ingest, runs, runs::parts, wake::Listener, workers};
+use crate::{
+    ApiJson, App, Error, Result, analysis, ingest, runs,
+    runs::parts,
+    scheduler::{Cause, end_attempt, give_back},
+    wake::Listener,
+    workers,
+};
 use axum::{
     Json,
     extract::{Path, State},
@@ -9,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use causeway_protocol::{
-    Alpha, BlobRef, EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, Hits,
+    Alpha, BlobRef, EventBatch, EventsAccepted, FinishLease, Gang, HeartbeatAnswer, HeartbeatRequest, Hits,
     KnownPoint, LeaseGrant, LeaseRequest, Order, Outcome, Phase, RenewedLease, ResumeFrom, RunState, Spec,
     WeightSource, selection_half,
 };
@@ -22,6 +28,8 @@ use uuid::Uuid;
 
 /// Longest a request is held open, milliseconds.
 const WAIT_MS_MAX: u64 = 30_000;
+/// Where rank 0 of an attempt on several workers listens: below the ports that systems hand out on their own.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// Longest pause before a crashed run is tried again, seconds; the first is one second, and each doubles it.
 const PAUSE_MAX: f64 = 60.0;
 /// Most known points told with a lease; the rest is computed again, to the same values.
@@ -38,6 +46,8 @@ pub struct Fenced {
     pub attempt_id: Uuid,
     /// Its attempt's number.
     pub attempt: i32,
+    /// Which of the attempt's workers, from 0.
+    pub rank: i32,
     /// Last journal line taken.
     pub shipped_seq: i64,
 }
@@ -48,7 +58,7 @@ pub struct Fenced {
 /// `StaleLease` if it is gone or another epoch's.
 pub async fn fence(conn: &mut PgConnection, id: Uuid, epoch: i64) -> Result<Fenced> {
     let row = sqlx::query!(
-        "select run_id, attempt_id, attempt, epoch, shipped_seq from lease where id = $1 for update",
+        "select run_id, attempt_id, attempt, epoch, rank, shipped_seq from lease where id = $1 for update",
         id
     )
     .fetch_optional(conn)
@@ -59,6 +69,7 @@ pub async fn fence(conn: &mut PgConnection, id: Uuid, epoch: i64) -> Result<Fenc
             run_id: row.run_id,
             attempt_id: row.attempt_id,
             attempt: row.attempt,
+            rank: row.rank,
             shipped_seq: row.shipped_seq,
         }),
         _ => Err(Error::StaleLease),
@@ -105,7 +116,7 @@ fn wait(ms: u64) -> Duration {
 async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
     let mut tx = app.pool.begin().await?;
     let lease = sqlx::query!(
-        "select id, run_id, attempt_id, attempt, device, epoch from lease
+        "select id, run_id, attempt_id, attempt, epoch, rank from lease
          where worker_id = $1 and id <> all($2) order by id limit 1 for update",
         request.worker_id,
         &request.held,
@@ -151,13 +162,19 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
     let part = parts::part(&mut tx, lease.run_id).await?;
     let features = parts::features(&mut tx, lease.run_id).await?;
     let analysed = analysis::analysed(&mut tx, lease.run_id).await?;
+    let devices = sqlx::query_scalar!("select name from device where lease_id = $1 order by ordinal", lease.id)
+        .fetch_all(&mut *tx)
+        .await?;
+    let gang = gang(&mut tx, lease.attempt_id, lease.rank).await?;
     tx.commit().await?;
     Ok(Some(LeaseGrant {
         id: lease.id,
         run_id: lease.run_id,
         attempt: lease.attempt.cast_unsigned(),
         epoch: lease.epoch,
-        device: lease.device,
+        device: devices.first().cloned().unwrap_or_default(),
+        devices,
+        gang,
         spec,
         phase,
         resume,
@@ -168,6 +185,23 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
         analysed,
         expires_in_ms: lease_ms(app),
     }))
+}
+
+/// A member's place, if the attempt runs on several workers.
+async fn gang(conn: &mut PgConnection, attempt: Uuid, rank: i32) -> Result<Option<Gang>> {
+    let row = sqlx::query!(
+        r#"select count(*) as "nodes!", min(w.address) filter (where l.rank = 0) as address from lease l
+           join worker w on w.id = l.worker_id where l.attempt_id = $1"#,
+        attempt
+    )
+    .fetch_one(conn)
+    .await?;
+    let nodes = u32::try_from(row.nodes).map_err(anyhow::Error::from)?;
+    // Two attempts that meet on one host differ in their ports nearly always; where they do not, one fails to listen and
+    // its next attempt has another.
+    let port = PORTS.start + (attempt.as_u128() % u128::from(PORTS.end - PORTS.start)) as u16;
+    let address = row.address.unwrap_or_default();
+    Ok((nodes > 1).then(|| Gang { rank: rank.cast_unsigned(), nodes, address, port }))
 }
 
 async fn resume_from(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<ResumeFrom>> {
@@ -247,20 +281,24 @@ pub async fn heartbeat(
     loop {
         let mut wake = app.wake.listen();
         let row = sqlx::query!(
-            "select r.cancel_requested from lease l join run r on r.id = l.run_id where l.id = $1 and l.epoch = $2",
+            r#"select r.cancel_requested, r.yield_for,
+                      (extract(epoch from r.yield_by - now()) * 1000)::int8 as yield_ms
+               from lease l join run r on r.id = l.run_id where l.id = $1 and l.epoch = $2"#,
             id,
             request.epoch
         )
         .fetch_optional(&app.pool)
         .await?;
-        let order = match row {
+        let (order, yield_within_ms) = match row {
             None => return Err(Error::StaleLease),
-            Some(row) if row.cancel_requested => Some(Order::Stop),
-            Some(_) => None,
+            Some(row) if row.cancel_requested => (Order::Stop, None),
+            Some(row) if row.yield_for.is_some() => {
+                (Order::Yield, Some(row.yield_ms.unwrap_or(0).max(0).cast_unsigned()))
+            }
+            Some(_) => (Order::Continue, None),
         };
-        if order.is_some() || sleep_until(&mut wake, deadline, &app).await {
-            let order = order.unwrap_or(Order::Continue);
-            return Ok(Json(HeartbeatAnswer { order, expires_in_ms: lease_ms(&app) }));
+        if order != Order::Continue || sleep_until(&mut wake, deadline, &app).await {
+            return Ok(Json(HeartbeatAnswer { order, yield_within_ms, expires_in_ms: lease_ms(&app) }));
         }
     }
 }
@@ -344,6 +382,18 @@ async fn missing(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>
 }
 
 async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -> Result<()> {
+    let others = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from lease where attempt_id = $1 and id <> $2"#,
+        lease.attempt_id,
+        lease.id
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if end.outcome == Outcome::Succeeded && others > 0 {
+        // One of several workers is done; the attempt is when the last one is.
+        sqlx::query!("delete from lease where id = $1", lease.id).execute(conn).await?;
+        return Ok(());
+    }
     if end.outcome == Outcome::Succeeded
         && let Some(missing) = missing(conn, lease.run_id).await?
     {
@@ -353,49 +403,59 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
         let reason = "the attempt hands its evaluation over, but the run has no parts".to_owned();
         (end.outcome, end.reason) = (Outcome::Failed, reason);
     }
-    let run =
-        sqlx::query!("select attempts, max_attempts, cancel_requested from run where id = $1", lease.run_id)
+    let cancelled =
+        sqlx::query_scalar!("select cancel_requested from run where id = $1 for update", lease.run_id)
             .fetch_one(&mut *conn)
             .await?;
-    let attempt_state = match end.outcome {
-        Outcome::Succeeded | Outcome::HandedOver => "succeeded",
-        Outcome::Failed | Outcome::Crashed => "failed",
-        Outcome::Cancelled => "cancelled",
-    };
-    let (next, reason) = match end.outcome {
-        Outcome::Succeeded => (RunState::Succeeded, String::new()),
-        Outcome::Cancelled if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
-        Outcome::Failed => (RunState::Failed, end.reason.clone()),
-        _ if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
-        // No try at the run was lost.
-        Outcome::HandedOver => (RunState::Queued, String::new()),
-        _ if run.attempts < run.max_attempts => (RunState::Queued, String::new()),
-        _ => (RunState::Failed, format!("{}; all {} attempts are used up", end.reason, run.max_attempts)),
+    let (attempt_state, cause) = match end.outcome {
+        Outcome::Succeeded | Outcome::HandedOver => ("succeeded", None),
+        Outcome::Failed | Outcome::Crashed => ("failed", Some(Cause::Bug)),
+        Outcome::Cancelled => ("cancelled", None),
+        Outcome::Yielded => ("yielded", Some(Cause::Yielded)),
+        Outcome::Interrupted => ("lost", Some(Cause::Interrupted)),
     };
     sqlx::query!(
-        "update attempt set state = $2, reason = $3, exit_code = $4, signal = $5, ended_at = now() where id = $1",
+        "update attempt set state = $2, reason = $3, exit_code = $4, signal = $5, cause = $6, ended_at = now()
+         where id = $1",
         lease.attempt_id,
         attempt_state,
         end.reason,
         end.exit_code,
-        end.signal
+        end.signal,
+        cause.map(Cause::as_str),
     )
     .execute(&mut *conn)
     .await?;
-    sqlx::query!("delete from lease where id = $1", lease.id).execute(&mut *conn).await?;
-    if end.outcome == Outcome::HandedOver {
-        sqlx::query!("update run set attempts = attempts - 1 where id = $1", lease.run_id)
-            .execute(&mut *conn)
-            .await?;
-    } else if next == RunState::Queued {
-        let pause = 2f64.powi(run.attempts - 1).min(PAUSE_MAX);
-        sqlx::query!(
-            "update run set ready_at = now() + make_interval(secs => $2) where id = $1",
-            lease.run_id,
-            pause
-        )
-        .execute(&mut *conn)
-        .await?;
+    // Of all its workers: what the others still say is not heard any more.
+    end_attempt(conn, lease.attempt_id).await?;
+    match end.outcome {
+        Outcome::Succeeded => runs::change_state(conn, lease.run_id, RunState::Succeeded, "").await,
+        Outcome::Failed => runs::change_state(conn, lease.run_id, RunState::Failed, &end.reason).await,
+        Outcome::Cancelled if cancelled => {
+            runs::change_state(conn, lease.run_id, RunState::Cancelled, "cancelled").await
+        }
+        Outcome::HandedOver | Outcome::Yielded => {
+            give_back(conn, lease.run_id, Cause::Yielded, &end.reason).await.map(drop)
+        }
+        Outcome::Interrupted => give_back(conn, lease.run_id, Cause::Interrupted, &end.reason).await.map(drop),
+        Outcome::Crashed | Outcome::Cancelled => {
+            if give_back(conn, lease.run_id, Cause::Bug, &end.reason).await? == RunState::Queued {
+                pause(conn, lease.run_id).await?;
+            }
+            Ok(())
+        }
     }
-    runs::change_state(conn, lease.run_id, next, &reason).await
+}
+
+/// What made a run crash may pass: each try waits longer than the one before.
+async fn pause(conn: &mut PgConnection, run: Uuid) -> Result<()> {
+    sqlx::query!(
+        "update run set ready_at = now() + make_interval(secs => least($2, 2 ^ (attempts - 1)))
+         where id = $1",
+        run,
+        PAUSE_MAX
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }

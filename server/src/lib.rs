@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod page;
 pub mod pages;
 pub mod postgres;
+pub mod projects;
 pub mod runs;
 pub mod scheduler;
 pub mod serve;
@@ -102,13 +103,19 @@ struct Api;
 
 fn user_routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(experiments::list_projects))
+        .routes(routes!(projects::list_projects))
+        .routes(routes!(projects::put_project))
         .routes(routes!(experiments::list_experiments, experiments::create_experiment))
         .routes(routes!(experiments::get_experiment_handler))
         .routes(routes!(curves::get_experiment_curves))
         .routes(routes!(runs::list_runs, runs::create_run))
         .routes(routes!(runs::get_run_handler, runs::update_run))
+        .routes(routes!(runs::cancel_runs))
         .routes(routes!(runs::cancel_run_handler))
+        .routes(routes!(runs::pause_run))
+        .routes(routes!(runs::resume_run))
+        .routes(routes!(runs::move_run_to_front))
+        .routes(routes!(runs::clone_run))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(metrics::export_metrics))
         .routes(routes!(metrics::get_logs))
@@ -121,6 +128,7 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(checkpoints::compare_handler))
         .routes(routes!(curves::list_datasets))
         .routes(routes!(workers::list_workers))
+        .routes(routes!(workers::drain_worker))
         .routes(routes!(scheduler::list_queue))
         .routes(routes!(auth::list_tokens, auth::post_token))
         .routes(routes!(auth::delete_token))

@@ -26,6 +26,20 @@ enum Command {
     Watch(ClientArgs<client::WatchArgs>),
     /// Stop runs
     Cancel(ClientArgs<client::CancelArgs>),
+    /// Set runs aside: their state is saved
+    Pause(ClientArgs<client::RunIds>),
+    /// Let paused runs go on
+    Resume(ClientArgs<client::RunIds>),
+    /// Move waiting runs before all others of their priority and project
+    Front(ClientArgs<client::RunIds>),
+    /// Submit the spec of a run again, changed or as it is
+    Clone(ClientArgs<client::CloneArgs>),
+    /// What waits, in its order, and why
+    Queue(ClientArgs<Nothing>),
+    /// Workers, and taking them out of service
+    Workers(ClientArgs<Workers>),
+    /// Projects, their shares and limits
+    Projects(ClientArgs<Projects>),
     /// Put checkpoints side by side
     Compare(ClientArgs<client::CompareArgs>),
     /// Print every point of an experiment as CSV
@@ -39,6 +53,22 @@ struct ClientArgs<T: Args> {
     own: T,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// No options.
+#[derive(Args)]
+struct Nothing {}
+
+#[derive(Args)]
+struct Workers {
+    #[command(subcommand)]
+    command: client::WorkersCommand,
+}
+
+#[derive(Args)]
+struct Projects {
+    #[command(subcommand)]
+    command: client::ProjectsCommand,
 }
 
 #[tokio::main]
@@ -62,6 +92,13 @@ async fn main() -> std::process::ExitCode {
         Command::Runs(args) => client::runs(&args.connection, args.own).await,
         Command::Watch(args) => client::watch(&args.connection, args.own).await,
         Command::Cancel(args) => client::cancel(&args.connection, args.own).await,
+        Command::Pause(args) => client::act(&args.connection, args.own, "pause").await,
+        Command::Resume(args) => client::act(&args.connection, args.own, "resume").await,
+        Command::Front(args) => client::act(&args.connection, args.own, "front").await,
+        Command::Clone(args) => client::clone(&args.connection, args.own).await,
+        Command::Queue(args) => client::queue(&args.connection).await,
+        Command::Workers(args) => client::workers(&args.connection, args.own.command).await,
+        Command::Projects(args) => client::projects(&args.connection, args.own.command).await,
         Command::Compare(args) => client::compare(&args.connection, args.own).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,
     };

@@ -5,15 +5,14 @@ use axum::{
     Json,
     extract::{Path, State},
 };
-use causeway_protocol::{AssetSummary, RegisterWorker, WorkerState};
-use serde::Serialize;
-use sqlx::PgPool;
+use causeway_protocol::{AssetSummary, DEVICES_MAX, DeviceReport, RegisterWorker, WorkerState};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, PgPool};
+use std::collections::HashMap;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Most devices one worker may have.
-const DEVICES_MAX: usize = 64;
 /// Most assets one worker may report.
 const ASSETS_MAX: usize = 10_000;
 
@@ -30,8 +29,12 @@ pub struct Worker {
     pub version: String,
     /// `ready`, `draining` (it takes no new work), `suspect` (silent for half a lease) or `lost` (for a whole one).
     pub state: String,
-    /// Device names.
-    pub devices: Vec<String>,
+    /// Its devices.
+    pub devices: Vec<Device>,
+    /// What runs may ask for by name.
+    pub labels: Vec<String>,
+    /// Whether somebody has taken it out of service.
+    pub drained: bool,
     /// The assets it holds.
     #[schema(value_type = Vec<AssetSummary>)]
     pub assets: serde_json::Value,
@@ -45,6 +48,23 @@ pub struct Worker {
     pub leases: Vec<HeldLease>,
 }
 
+/// A device of a worker.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Device {
+    /// Name.
+    pub name: String,
+    /// What it is; empty if unknown.
+    pub model: String,
+    /// Memory, bytes; 0 if unknown.
+    pub memory: i64,
+    /// Memory nobody used when the worker last looked, bytes.
+    pub free_memory: i64,
+    /// CUDA compute capability; empty for what has none.
+    pub capability: String,
+    /// The run that works on it.
+    pub run_id: Option<Uuid>,
+}
+
 /// A lease as others see it: without its id, which is the worker's.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HeldLease {
@@ -54,8 +74,8 @@ pub struct HeldLease {
     pub run: String,
     /// The attempt.
     pub attempt: i32,
-    /// The device.
-    pub device: String,
+    /// The devices.
+    pub devices: Vec<String>,
     /// When it runs out unless renewed.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
@@ -72,7 +92,7 @@ pub async fn register_worker(
     if worker.id != id {
         return Err(Error::BadRequest("the id in the body is not the one in the path".into()));
     }
-    if worker.devices.is_empty() || worker.devices.len() > DEVICES_MAX || worker.assets.len() > ASSETS_MAX {
+    if worker.devices.is_empty() || worker.devices.len() > DEVICES_MAX as usize || worker.assets.len() > ASSETS_MAX {
         return Err(Error::BadRequest(format!(
             "a worker has 1 to {DEVICES_MAX} devices and at most {ASSETS_MAX} assets"
         )));
@@ -80,19 +100,22 @@ pub async fn register_worker(
     let assets = serde_json::to_value(&worker.assets).map_err(anyhow::Error::from)?;
     let mut tx = app.pool.begin().await?;
     sqlx::query!(
-        "insert into worker (id, name, host, version, devices, assets, draining) values ($1, $2, $3, $4, $5, $6, $7)
+        "insert into worker (id, name, host, version, labels, assets, draining, address)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)
          on conflict (id) do update
-         set name = $2, host = $3, version = $4, devices = $5, assets = $6, draining = $7",
+         set name = $2, host = $3, version = $4, labels = $5, assets = $6, draining = $7, address = $8",
         id,
         worker.name,
         worker.host,
         worker.version,
-        &worker.devices,
+        &worker.labels,
         assets,
-        worker.draining
+        worker.draining,
+        if worker.address.is_empty() { &worker.host } else { &worker.address },
     )
     .execute(&mut *tx)
     .await?;
+    register_devices(&mut tx, id, &worker.devices).await?;
     if worker.draining {
         // What was assigned to it and not yet picked up goes to another at once.
         sqlx::query!("update lease set expires_at = now() where worker_id = $1 and not delivered", id)
@@ -108,6 +131,37 @@ pub async fn register_worker(
     tx.commit().await?;
     app.wake.ring();
     Ok(axum::http::StatusCode::NO_CONTENT)
+}
+
+/// Notes what devices a worker has now. One that is gone but works on something stays until that has ended.
+async fn register_devices(conn: &mut PgConnection, id: Uuid, devices: &[DeviceReport]) -> Result<()> {
+    let names: Vec<String> = devices.iter().map(|device| device.name.clone()).collect();
+    sqlx::query!(
+        "delete from device where worker_id = $1 and name <> all($2) and lease_id is null",
+        id,
+        &names
+    )
+    .execute(&mut *conn)
+    .await?;
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    for (ordinal, device) in devices.iter().enumerate() {
+        sqlx::query!(
+            "insert into device (worker_id, name, ordinal, model, memory, free_memory, capability)
+             values ($1, $2, $3, $4, $5, $6, $7)
+             on conflict (worker_id, name) do update
+             set ordinal = $3, model = $4, memory = $5, free_memory = $6, capability = $7",
+            id,
+            device.name,
+            i32::try_from(ordinal).map_err(anyhow::Error::from)?,
+            device.model,
+            bytes(device.memory),
+            bytes(device.free_memory),
+            device.capability,
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Notes that a worker was heard of.
@@ -137,7 +191,7 @@ pub async fn list_workers(State(app): State<App>) -> Result<Json<Vec<Worker>>> {
 /// If the database does not answer.
 pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
     let rows = sqlx::query!(
-        r#"select w.id, w.name, w.host, w.version, w.devices, w.assets, w.draining, w.registered_at,
+        r#"select w.id, w.name, w.host, w.version, w.labels, w.assets, w.draining, w.drained, w.registered_at,
                   p.seen_at,
                   extract(epoch from now() - p.seen_at)::float8 as "silent!"
            from worker w join worker_pulse p on p.worker_id = w.id order by w.registered_at, w.id"#
@@ -145,11 +199,29 @@ pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
     .fetch_all(pool)
     .await?;
     let leases = sqlx::query!(
-        "select l.worker_id, l.run_id, r.name as run, l.attempt, l.device, l.expires_at
-         from lease l join run r on r.id = l.run_id order by l.device"
+        r#"select l.worker_id, l.run_id, r.name as run, l.attempt, l.expires_at,
+                  array(select d.name from device d where d.lease_id = l.id order by d.ordinal) as "devices!"
+           from lease l join run r on r.id = l.run_id order by l.worker_id, l.run_id"#
     )
     .fetch_all(pool)
     .await?;
+    let devices = sqlx::query!(
+        r#"select d.worker_id, d.name, d.model, d.memory, d.free_memory, d.capability, l.run_id as "run_id?"
+           from device d left join lease l on l.id = d.lease_id order by d.worker_id, d.ordinal, d.name"#
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut of_worker: HashMap<Uuid, Vec<Device>> = HashMap::new();
+    for row in devices {
+        of_worker.entry(row.worker_id).or_default().push(Device {
+            name: row.name,
+            model: row.model,
+            memory: row.memory,
+            free_memory: row.free_memory,
+            capability: row.capability,
+            run_id: row.run_id,
+        });
+    }
     let mut workers: Vec<Worker> = rows
         .into_iter()
         .map(|row| Worker {
@@ -160,7 +232,7 @@ pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
                     run_id: lease.run_id,
                     run: lease.run.clone(),
                     attempt: lease.attempt,
-                    device: lease.device.clone(),
+                    devices: lease.devices.clone(),
                     expires_at: lease.expires_at,
                 })
                 .collect(),
@@ -168,8 +240,10 @@ pub async fn workers(pool: &PgPool, lease_seconds: f64) -> Result<Vec<Worker>> {
             name: row.name,
             host: row.host,
             version: row.version,
-            state: state_after(row.silent, row.draining, lease_seconds).as_str().to_owned(),
-            devices: row.devices,
+            state: state_after(row.silent, row.draining || row.drained, lease_seconds).as_str().to_owned(),
+            devices: of_worker.remove(&row.id).unwrap_or_default(),
+            labels: row.labels,
+            drained: row.drained,
             assets: row.assets,
             registered_at: row.registered_at,
             seen_at: row.seen_at,
@@ -190,4 +264,60 @@ fn state_after(silent_seconds: f64, draining: bool, lease_seconds: f64) -> Worke
     } else {
         WorkerState::Lost
     }
+}
+
+/// Whether to take a worker out of service or back into it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// It takes no new work. False lets it work again.
+    pub drain: bool,
+    /// What it is working on saves its state and goes on elsewhere, instead of being finished here.
+    #[serde(default)]
+    pub hand_over: bool,
+}
+
+/// Take a worker out of service, or back into it.
+#[utoipa::path(post, path = "/api/v1/workers/{id}/drain", operation_id = "drain_worker", tag = "workers",
+    params(("id" = Uuid, Path)), request_body = Drain,
+    responses((status = 204), (status = 404, body = crate::error::ProblemDetails)))]
+pub async fn drain_worker(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    ApiJson(order): ApiJson<Drain>,
+) -> Result<axum::http::StatusCode> {
+    drain(&app, id, &order).await?;
+    Ok(axum::http::StatusCode::NO_CONTENT)
+}
+
+/// Takes a worker out of service, or back into it.
+///
+/// # Errors
+/// 404 if there is none.
+pub async fn drain(app: &App, id: Uuid, order: &Drain) -> Result<()> {
+    let mut tx = app.pool.begin().await?;
+    let touched = sqlx::query!("update worker set drained = $2 where id = $1", id, order.drain)
+        .execute(&mut *tx)
+        .await?;
+    if touched.rows_affected() == 0 {
+        return Err(Error::NotFound(format!("no worker {id}")));
+    }
+    if order.drain {
+        sqlx::query!("update lease set expires_at = now() where worker_id = $1 and not delivered", id)
+            .execute(&mut *tx)
+            .await?;
+    }
+    if order.drain && order.hand_over {
+        sqlx::query!(
+            "update run set yield_for = 'drain', yield_by = now() + make_interval(secs => $2)
+             where yield_for is null and id in (select run_id from lease where worker_id = $1)",
+            id,
+            scheduler::YIELD_SECONDS
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    tx.commit().await?;
+    app.wake.ring();
+    Ok(())
 }

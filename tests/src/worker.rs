@@ -27,12 +27,35 @@ impl<'a> FakeWorker<'a> {
     /// # Errors
     /// If the server refuses.
     pub async fn register(server: &'a Server, name: &str) -> Result<FakeWorker<'a>> {
+        Self::register_with(server, name, 1, 0, &[]).await
+    }
+
+    /// Registers a worker with so many devices of so much memory, bytes, and these labels.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn register_with(
+        server: &'a Server,
+        name: &str,
+        devices: usize,
+        memory: u64,
+        labels: &[&str],
+    ) -> Result<FakeWorker<'a>> {
         let id = Uuid::now_v7();
-        Self::put(server, id, name, false).await?;
+        let devices: Vec<Value> =
+            (0..devices).map(|at| json!({"name": format!("cpu:{at}"), "memory": memory})).collect();
+        Self::put(server, id, name, json!(devices), labels, false).await?;
         Ok(FakeWorker { server, id })
     }
 
-    async fn put(server: &Server, id: Uuid, name: &str, draining: bool) -> Result<()> {
+    async fn put(
+        server: &Server,
+        id: Uuid,
+        name: &str,
+        devices: Value,
+        labels: &[&str],
+        draining: bool,
+    ) -> Result<()> {
         let assets: Vec<Value> = ASSETS
             .iter()
             .map(|name| {
@@ -40,8 +63,8 @@ impl<'a> FakeWorker<'a> {
                        "digest": "0", "images": 100})
             })
             .collect();
-        let body = json!({"id": id, "name": name, "host": "here", "version": "0", "devices": ["cpu:0"], "assets": assets,
-                          "draining": draining});
+        let body = json!({"id": id, "name": name, "host": "here", "version": "0", "devices": devices, "assets": assets,
+                          "labels": labels, "draining": draining});
         let response = server.worker(Method::PUT, &format!("/workers/{id}"))?.json(&body).send().await?;
         if !response.status().is_success() {
             bail!("{}", response.text().await?);
@@ -54,7 +77,7 @@ impl<'a> FakeWorker<'a> {
     /// # Errors
     /// If the server refuses.
     pub async fn drain(&self) -> Result<()> {
-        Self::put(self.server, self.id, "leaving", true).await
+        Self::put(self.server, self.id, "leaving", json!([{"name": "cpu:0"}]), &[], true).await
     }
 
     /// Asks for work, and waits for it.

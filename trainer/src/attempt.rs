@@ -9,6 +9,7 @@ mod kept;
 pub mod material;
 pub(crate) mod narrate;
 mod soup;
+pub mod yielding;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tch::Device;
+use yielding::{Asked, Yielded};
 
 /// Name of the assignment in the attempt's folder.
 const FILE_NAME: &str = "attempt.json";
@@ -81,12 +83,16 @@ pub fn run(folder: &Path) -> i32 {
     let attempted = catch_unwind(AssertUnwindSafe(|| {
         Ending::reserve(folder)?;
         let mut journal = Journal::open(folder)?;
-        Attempt::begin(folder, &mut journal)?.run()
+        match Attempt::begin(folder, &mut journal)?.run() {
+            Err(error) if error.is::<Yielded>() => Ok(Done::SoFar),
+            ended => ended,
+        }
     }));
     let Ok(attempted) = attempted else { return ending::EXIT_PANIC };
     let ended = match &attempted {
         Ok(Done::All) => Ending::succeeded(),
         Ok(Done::Training) => Ending::handed_over(),
+        Ok(Done::SoFar) => Ending::yielded(),
         Err(error) => Ending::failed(error),
     };
     if let Err(error) = &attempted {
@@ -135,6 +141,8 @@ enum Done {
     All,
     /// The training; the evaluation is for the run's parts.
     Training,
+    /// What it could before it was asked to give way.
+    SoFar,
 }
 
 /// An attempt under way.
@@ -146,10 +154,12 @@ struct Attempt<'a> {
     library: Library,
     device: Device,
     cache: Place,
+    asked: Asked,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(folder: &'a Path, journal: &'a mut Journal) -> Result<Attempt<'a>> {
+        let asked = Asked::listen()?;
         let Assignment { lease, data, threads, cache } = Assignment::read(folder)?;
         let cache =
             cache.unwrap_or_else(|| Place { folder: folder.join(FEATURES), most_bytes: store::MOST_BYTES });
@@ -165,7 +175,8 @@ impl<'a> Attempt<'a> {
         };
         let phase = lease.phase;
         tell(journal, Event::Started { environment: environment.clone(), phase, resumed_step })?;
-        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device, cache })
+        let library = Library::find(&data);
+        Ok(Attempt { folder, journal, lease, environment, library, device, cache, asked })
     }
 
     fn run(mut self) -> Result<Done> {
@@ -217,7 +228,12 @@ impl<'a> Attempt<'a> {
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         let store = Store::open(&self.cache)?;
         let brought = Brought::take_in(&store, &self.lease.features, &self.folder.join(BLOBS))?;
-        let (part, folder) = (self.lease.part, self.folder);
+        let (part, folder, asked) = (self.lease.part, self.folder, self.asked.clone());
+        // What a batch has brought is on disk when it is told.
+        let emit = &mut |event| {
+            tell(self.journal, event)?;
+            asked.check()
+        };
         let sweep = Sweep {
             evaluation: &spec.evaluation,
             datasets: &datasets,
@@ -229,7 +245,7 @@ impl<'a> Attempt<'a> {
             made_by: environment::made_by(&self.environment),
             store: &store,
             brought,
-            emit: &mut |event| tell(self.journal, event),
+            emit,
         };
         match part {
             Some(part) => sweep.run_part(part, folder)?,
@@ -242,7 +258,7 @@ impl<'a> Attempt<'a> {
                     backbone: &backbone.digest,
                     line: &line,
                     environment: &self.environment,
-                    folder: self.folder,
+                    folder,
                     emit: &mut |event| tell(self.journal, event),
                 }
                 .run()?;
@@ -282,6 +298,7 @@ impl<'a> Attempt<'a> {
             resume: resume.as_deref(),
             folder: self.folder,
             device: self.device,
+            asked: &self.asked,
             journal: &mut |event| tell(self.journal, event),
         })?;
         Ok(self.folder.join(checkpoint.file))
@@ -297,6 +314,9 @@ impl<'a> Attempt<'a> {
             }
             WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
             WeightSource::Fresh(_) | WeightSource::Soup(_) => bail!("{source:?} has no file"),
+            WeightSource::Run(run) => {
+                bail!("the checkpoint of run {run} is known to the server alone: submit the spec there, or name a blob")
+            }
             WeightSource::File(path) => {
                 bail!("weights are named by asset or blob here, not by the path {path}")
             }

@@ -1,7 +1,10 @@
 //! Where to compute. One build serves both: it links libtorch's CPU library alone and loads the CUDA library while it
 //! runs, where a full libtorch lies beside it.
 
+use crate::attempt::environment::cpu_model;
 use anyhow::{Context, Result, bail, ensure};
+use causeway_protocol::DeviceReport;
+use nvml_wrapper::Nvml;
 use std::ffi::{CStr, CString};
 use tch::{Cuda, Device};
 
@@ -50,6 +53,63 @@ fn load_cuda() -> Result<()> {
     Ok(())
 }
 
+/// What a worker tells of its devices: a GPU as NVIDIA's management library knows it, a CPU slot with its share of the
+/// host's memory. What cannot be found out is left empty: it keeps nobody from working.
+pub fn reports(names: &[String]) -> Vec<DeviceReport> {
+    let slots = names.iter().filter(|name| name.starts_with("cpu")).count().max(1) as u64;
+    let gpus = Nvml::init().ok();
+    let bare = |name: &String| DeviceReport {
+        name: name.clone(),
+        model: String::new(),
+        memory: 0,
+        free_memory: 0,
+        capability: String::new(),
+    };
+    let report = |name: &String| match name.strip_prefix("cuda") {
+        Some(index) => {
+            let index = index.trim_start_matches(':').parse().unwrap_or(0);
+            gpus.as_ref().and_then(|gpus| gpu(gpus, name, index)).unwrap_or_else(|| bare(name))
+        }
+        None => DeviceReport {
+            model: cpu_model(),
+            memory: memory_info("MemTotal:") / slots,
+            free_memory: memory_info("MemAvailable:") / slots,
+            ..bare(name)
+        },
+    };
+    names.iter().map(report).collect()
+}
+
+/// The GPU that CUDA calls `index`: `CUDA_VISIBLE_DEVICES` renumbers for CUDA and not for the management library.
+fn gpu(gpus: &Nvml, name: &str, index: usize) -> Option<DeviceReport> {
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let device = match visible.as_deref().map(|visible| visible.split(',').nth(index).map(str::trim)) {
+        None => gpus.device_by_index(index as u32).ok()?,
+        Some(Some(known)) => match known.parse() {
+            Ok(number) => gpus.device_by_index(number).ok()?,
+            Err(_) => gpus.device_by_uuid(known).ok()?,
+        },
+        Some(None) => return None,
+    };
+    let memory = device.memory_info().ok()?;
+    let capability = device.cuda_compute_capability().ok();
+    Some(DeviceReport {
+        name: name.to_owned(),
+        model: device.name().unwrap_or_default(),
+        memory: memory.total,
+        free_memory: memory.free,
+        capability: capability.map(|it| format!("{}.{}", it.major, it.minor)).unwrap_or_default(),
+    })
+}
+
+/// A number of /proc/meminfo, bytes; 0 where it is not told.
+fn memory_info(field: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +122,15 @@ mod tests {
             let error = format!("{:#}", open(name).unwrap_err());
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn cpu_slots_share_the_memory_of_the_host() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let [one] = &reports(&names(&["cpu"]))[..] else { panic!() };
+        assert!(one.memory > 1 << 28 && !one.model.is_empty() && one.free_memory <= one.memory);
+        let two = reports(&names(&["cpu:0", "cpu:1"]));
+        assert_eq!((two.len(), two[1].name.as_str(), two[1].memory), (2, "cpu:1", one.memory / 2));
     }
 
     #[test]

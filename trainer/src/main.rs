@@ -19,6 +19,7 @@ use causeway_trainer::weights::source::Hints;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Fine-tunes pretrained vision encoders and measures them along the line to their fine-tuned selves.
@@ -143,6 +144,15 @@ struct WorkArgs {
     /// Devices, each for one attempt at a time.
     #[arg(long, env = "CAUSEWAY_DEVICES", value_delimiter = ',', default_value = "cpu")]
     devices: Vec<String>,
+    /// What runs may ask for by name (`resources.labels`), separated by commas.
+    #[arg(long, env = "CAUSEWAY_LABELS", value_delimiter = ',', value_name = "LABEL")]
+    labels: Vec<String>,
+    /// Where the other workers of a run on several reach this one; the host's name if not given.
+    #[arg(long, env = "CAUSEWAY_ADDRESS")]
+    address: Option<String>,
+    /// Seconds that a training process has to save its state when this worker is told to end.
+    #[arg(long, env = "CAUSEWAY_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 10)]
+    grace_seconds: u64,
     /// Threads of one attempt; the cores shared out among the devices if not given.
     #[arg(long, env = "CAUSEWAY_THREADS")]
     threads: Option<u32>,
@@ -152,9 +162,9 @@ struct WorkArgs {
 
 impl WorkArgs {
     fn work(self) -> Work {
-        let WorkArgs { server, token_file, state, data, name, devices, threads, cache } = self;
-        let cache_bytes = cache.bytes();
-        Work { server, token_file, state, data: data.data, name, devices, threads, cache_bytes }
+        let WorkArgs { server, token_file, state, data, name, devices, labels, address, grace_seconds, threads, cache } = self;
+        let (cache_bytes, grace) = (cache.bytes(), Duration::from_secs(grace_seconds));
+        Work { server, token_file, state, data: data.data, name, devices, labels, address, grace, threads, cache_bytes }
     }
 }
 

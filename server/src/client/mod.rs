@@ -1,11 +1,13 @@
 //! The command line's side of the API: each command is a few requests and a table.
 
 mod http;
+mod queue;
 mod results;
 mod spec_file;
 mod submit;
 
 pub use http::Connection;
+pub use queue::{CloneArgs, ProjectsCommand, RunIds, WorkersCommand, act, clone, projects, queue, workers};
 pub use results::{CompareArgs, ExportArgs, compare, export};
 pub use spec_file::expand;
 pub use submit::{CancelArgs, RunsArgs, SubmitArgs, WatchArgs, cancel, runs, submit, watch};

@@ -66,7 +66,7 @@ fn merge(base: &mut Value, over: Value) {
 }
 
 /// `training.steps=50`: the value is read as TOML, or as text if it is none.
-fn set(document: &mut Value, setting: &str) -> Result<()> {
+pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
     let (path, text) = setting.split_once('=').with_context(|| format!("`{setting}` is not KEY=VALUE"))?;
     let value = toml::from_str::<Value>(&format!("v = {text}"))
         .ok()
@@ -81,7 +81,7 @@ fn set(document: &mut Value, setting: &str) -> Result<()> {
         let fields = place.as_object_mut().context("a table")?;
         place = fields.entry(name).or_insert(Value::Null);
         // A weights source is one of asset, blob, file: naming another one replaces it.
-        if names.peek().is_some_and(|next| matches!(*next, "asset" | "blob" | "file"))
+        if names.peek().is_some_and(|next| matches!(*next, "asset" | "blob" | "file" | "run"))
             && name.starts_with("theta")
         {
             *place = Value::Object(Map::new());

@@ -147,7 +147,7 @@ pub async fn show(
     Query(options): Query<Options>,
 ) -> Result<Response> {
     let mut loaded = load(&app.pool, id, &options).await?;
-    let live = loaded.runs.iter().any(|run| ["queued", "running"].contains(&run.state.as_str()));
+    let live = loaded.runs.iter().any(|run| ["queued", "running", "paused"].contains(&run.state.as_str()));
     let measured =
         Measured::gather(&app.pool, std::mem::take(&mut loaded.curves), &sources(&loaded.runs)).await?;
     let protocol = loaded.protocol.as_ref();
@@ -159,6 +159,7 @@ pub async fn show(
         ("succeeded", experiment.succeeded),
         ("running", experiment.running),
         ("queued", experiment.queued),
+        ("paused", experiment.paused),
         ("failed", experiment.failed),
         ("cancelled", experiment.cancelled),
     ]);
@@ -327,7 +328,7 @@ fn sources(runs: &[StoredRun]) -> Vec<Source> {
             short: if labels[at].chars().count() <= SHORT { labels[at].clone() } else { String::new() },
             label: labels[at].clone(),
             wanted: wanted.map_or(0, Vec::len),
-            open: ["queued", "running"].contains(&run.state.as_str()),
+            open: ["queued", "running", "paused"].contains(&run.state.as_str()),
             method: run.method.clone(),
             seed: run.seed,
             name: run.name.clone(),

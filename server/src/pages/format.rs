@@ -97,7 +97,7 @@ pub fn state(word: &str) -> String {
         "ready" => r#"<circle cx="7" cy="7" r="4" class="solid"/>"#,
         "failed" => r#"<path d="M3 3l8 8M11 3l-8 8" fill="none"/>"#,
         "cancelled" => r#"<circle cx="7" cy="7" r="4.5" fill="none"/><path d="M4 10l6-6" fill="none"/>"#,
-        "preempted" | "draining" => r#"<path d="M5 3v8M9 3v8" fill="none"/>"#,
+        "paused" | "yielded" | "draining" => r#"<path d="M5 3v8M9 3v8" fill="none"/>"#,
         "suspect" | "lost" => {
             r#"<path d="M4.5 5a2.5 2.5 0 1 1 3.4 2.3c-.6.3-.9.7-.9 1.4v.4" fill="none"/><circle cx="7" cy="11.5" r="1" class="solid"/>"#
         }

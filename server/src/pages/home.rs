@@ -125,9 +125,10 @@ async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
                   count(*) filter (where r.state = 'succeeded') as "succeeded!",
                   count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
                   count(*) filter (where r.state = 'cancelled') as "cancelled!",
+                  count(*) filter (where r.state = 'paused') as "paused!",
                   coalesce(max(greatest(r.created_at, r.started_at, r.finished_at)), e.created_at) as "updated!"
            from experiment e left join run r on r.experiment_id = e.id and r.part_of is null
-           group by e.id order by 10 desc limit $1"#,
+           group by e.id order by "updated!" desc limit $1"#,
         EXPERIMENTS
     )
     .fetch_all(pool)
@@ -137,6 +138,7 @@ async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
             ("succeeded", row.succeeded),
             ("running", row.running),
             ("queued", row.queued),
+            ("paused", row.paused),
             ("failed", row.failed),
             ("cancelled", row.cancelled),
         ]),

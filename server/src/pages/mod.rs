@@ -51,7 +51,7 @@ pub fn router() -> Router<App> {
         .route("/experiments/{id}/alpha.svg", get(experiment::paper))
         .route("/experiments/{id}/curves.csv", get(experiment::csv))
         .route("/runs/{id}", get(run::show))
-        .route("/runs/{id}/cancel", post(run::cancel))
+        .route("/runs/{id}/do", post(run::act))
         .route("/runs/{id}/classes.csv", get(classes::csv))
         .route("/runs/{id}/spectrum.csv", get(spectrum::csv))
         .route("/runs/{id}/similarity.csv", get(similarity::csv))
@@ -59,6 +59,7 @@ pub fn router() -> Router<App> {
         .route("/fragments/runs/{id}/log", get(log::fragment))
         .route("/compare", get(compare::show))
         .route("/workers", get(workers::show))
+        .route("/workers/{id}/service", post(workers::service))
         .route("/queue", get(queue::show))
 }
 

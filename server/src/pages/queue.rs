@@ -24,9 +24,12 @@ struct Entry {
     sample: String,
     experiment: String,
     experiment_id: String,
+    project: String,
     priority: i32,
+    asks: String,
     waits: String,
     why: String,
+    impossible: bool,
 }
 
 /// `GET /queue`.
@@ -43,7 +46,13 @@ pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
             sample: method_svg(&method),
             experiment: entry.experiment,
             experiment_id: experiment_id.to_string(),
+            project: entry.project,
             priority: entry.priority,
+            asks: match (entry.nodes, entry.gpus) {
+                (1, devices) => devices.to_string(),
+                (nodes, devices) => format!("{nodes} × {devices}"),
+            },
+            impossible: entry.impossible,
             waits: format::span(OffsetDateTime::now_utc() - since),
             why: entry.why,
         })
@@ -67,14 +76,12 @@ async fn details(pool: &PgPool, ids: &[Uuid]) -> Result<HashMap<Uuid, (String, U
 async fn summary(pool: &PgPool, waiting: usize, lease_seconds: f64) -> Result<String> {
     let row = sqlx::query!(
         r#"select (select count(*) from run where state = 'running') as "running!",
-                  (select count(*) from lease) as "leased!",
-                  (select coalesce(sum(cardinality(w.devices)), 0) from worker w
-                     join worker_pulse p on p.worker_id = w.id
-                   where p.seen_at > now() - make_interval(secs => $1) and not w.draining) as "devices!""#,
+                  count(d.name) as "devices!", count(d.name) filter (where d.lease_id is null) as "free!"
+           from worker w join worker_pulse p on p.worker_id = w.id join device d on d.worker_id = w.id
+           where p.seen_at > now() - make_interval(secs => $1) and not w.draining and not w.drained"#,
         scheduler::suspect_seconds(lease_seconds)
     )
     .fetch_one(pool)
     .await?;
-    let free = (row.devices - row.leased).max(0);
-    Ok(format!("{waiting} waiting · {} running · {free} of {} devices free", row.running, row.devices))
+    Ok(format!("{waiting} waiting · {} running · {} of {} devices free", row.running, row.free, row.devices))
 }

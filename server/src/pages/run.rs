@@ -14,6 +14,7 @@ use super::{
     spectrum::SpectrumView,
 };
 use crate::{
+    auth::Identity,
     App, Result, analysis,
     checkpoints::get_checkpoint,
     curves::{CurveFilter, curves},
@@ -25,6 +26,7 @@ use crate::{
 };
 use askama::Template;
 use axum::{
+    Extension, Form,
     extract::{Path, Query, State},
     response::{IntoResponse, Redirect, Response},
 };
@@ -57,6 +59,7 @@ struct RunPage {
     /// Before the name in the tab's title: "64 %" or the state.
     tab: String,
     ended: bool,
+    intent: &'static str,
     times: Vec<(&'static str, String)>,
     progress: Option<ProgressView>,
     /// Last lines of a run that did not end well.
@@ -152,6 +155,7 @@ pub async fn show(
             None => run.summary.state.clone(),
         },
         ended,
+        intent: intent(&run),
         times: times(&run),
         progress,
         evidence: if badly {
@@ -192,10 +196,50 @@ pub async fn show(
     page(&view, &asked)
 }
 
-/// `POST /runs/{id}/cancel`: the button.
-pub async fn cancel(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Response> {
-    runs::cancel_run(&app, id).await?;
-    Ok(Redirect::to(&format!("/runs/{id}")).into_response())
+/// What a button says.
+#[derive(Debug, Deserialize)]
+pub struct Act {
+    order: Order,
+}
+
+/// What can be done to a run.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    Cancel,
+    Pause,
+    Resume,
+    Front,
+    Again,
+}
+
+/// `POST /runs/{id}/do`: the buttons.
+pub async fn act(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+    Path(id): Path<Uuid>,
+    Form(act): Form<Act>,
+) -> Result<Response> {
+    let shown = match act.order {
+        Order::Cancel => runs::cancel_run(&app, id).await.map(|()| id)?,
+        Order::Pause => runs::pause(&app, id).await.map(|()| id)?,
+        Order::Resume => runs::resume(&app, id).await.map(|()| id)?,
+        Order::Front => runs::to_front(&app, id).await.map(|()| id)?,
+        Order::Again => runs::submit_again(&app, identity.token_id, id, &serde_json::Value::Null).await?,
+    };
+    Ok(Redirect::to(&format!("/runs/{shown}")).into_response())
+}
+
+/// What the run is about to do, beside its state.
+fn intent(run: &Run) -> &'static str {
+    match (run.summary.cancel_requested, run.yield_for.as_deref()) {
+        _ if run.summary.state != "running" => "",
+        (true, _) => "stopping",
+        (false, Some("pause")) => "saving its state, then paused",
+        (false, Some("preempt")) => "saving its state for a run of higher priority",
+        (false, Some(_)) => "saving its state, then back to the queue",
+        (false, None) => "",
+    }
 }
 
 async fn loss(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<LossChart> {
@@ -402,12 +446,16 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         detail.push(format!("resumed at step {}", attempt.resumed_step));
     }
     detail.extend(attempt.visible_through.map(|step| format!("values beyond step {step} were done again")));
+    detail.extend(attempt.cause.as_deref().filter(|cause| *cause != "bug").map(|_| "spends no attempt".to_owned()));
     detail.extend(attempt.exit_code.map(|code| format!("exit code {code}")));
     detail.extend(attempt.signal.map(|signal| format!("ended by signal {}", signal_name(signal))));
     AttemptView {
         number: attempt.number,
         state: format::state(&attempt.state),
-        place: format!("{} · {}", attempt.worker, attempt.device),
+        place: match attempt.members.as_ref().and_then(|members| members.as_array()).map_or(1, Vec::len) {
+            1 => format!("{} · {}", attempt.worker, attempt.device),
+            workers => format!("{} · {} and {} more", attempt.worker, attempt.device, format::plural(workers as i64 - 1, "worker")),
+        },
         time: format!("{}, {}", format::at(begin), format::took(end - begin)),
         detail: detail.join(" · "),
         reason: attempt.reason.clone(),

@@ -1,10 +1,18 @@
 //! `/workers`: one card per worker, the worst state first: what is lost, and what hangs on it.
 
 use super::{Asked, Shell, format, home::percent, page};
-use crate::{App, Result, workers::Worker};
+use crate::{
+    App, Result,
+    workers::{Drain, Worker},
+};
 use askama::Template;
-use axum::{extract::State, response::Response};
+use axum::{
+    Form,
+    extract::{Path, State},
+    response::{IntoResponse, Redirect, Response},
+};
 use causeway_protocol::{AssetSummary, RunProgress};
+use serde::Deserialize;
 use sqlx::{PgPool, types::Json};
 use std::collections::HashMap;
 use time::OffsetDateTime;
@@ -19,6 +27,10 @@ struct Workers {
 }
 
 struct Card {
+    id: String,
+    /// In or out of service by hand.
+    drained: bool,
+    labels: String,
     name: String,
     host: String,
     state: String,
@@ -32,6 +44,7 @@ struct Card {
 
 struct Device {
     name: String,
+    what: String,
     lease: Option<Held>,
 }
 
@@ -73,9 +86,10 @@ fn card(worker: Worker, progress: &HashMap<Uuid, RunProgress>) -> Card {
     let devices: Vec<Device> = worker
         .devices
         .iter()
-        .map(|name| Device {
-            name: name.clone(),
-            lease: worker.leases.iter().find(|lease| lease.device == *name).map(|lease| Held {
+        .map(|device| Device {
+            name: device.name.clone(),
+            what: what(device),
+            lease: worker.leases.iter().find(|lease| lease.devices.contains(&device.name)).map(|lease| Held {
                 run: lease.run.clone(),
                 run_id: lease.run_id.to_string(),
                 attempt: lease.attempt,
@@ -91,6 +105,9 @@ fn card(worker: Worker, progress: &HashMap<Uuid, RunProgress>) -> Card {
         })
         .collect();
     Card {
+        id: worker.id.to_string(),
+        drained: worker.drained,
+        labels: worker.labels.join(", "),
         name: worker.name,
         host: worker.host,
         state: format::state(&worker.state),
@@ -101,4 +118,30 @@ fn card(worker: Worker, progress: &HashMap<Uuid, RunProgress>) -> Card {
         devices,
         assets: serde_json::from_value(worker.assets).unwrap_or_default(),
     }
+}
+
+/// Model, memory and compute capability, as far as they are known.
+fn what(device: &crate::workers::Device) -> String {
+    let memory = (device.memory > 0).then(|| format::bytes(device.memory));
+    let capability = (!device.capability.is_empty()).then(|| format!("compute {}", device.capability));
+    let model = (!device.model.is_empty()).then(|| device.model.clone());
+    [model, memory, capability].into_iter().flatten().collect::<Vec<_>>().join(" · ")
+}
+
+/// What a button of a worker's card says.
+#[derive(Debug, Deserialize)]
+pub struct Service {
+    /// `drain`, `hand_over` or `work`.
+    order: String,
+}
+
+/// `POST /workers/{id}/service`: the buttons.
+pub async fn service(
+    State(app): State<App>,
+    Path(id): Path<Uuid>,
+    Form(service): Form<Service>,
+) -> Result<Response> {
+    let drain = Drain { drain: service.order != "work", hand_over: service.order == "hand_over" };
+    crate::workers::drain(&app, id, &drain).await?;
+    Ok(Redirect::to("/workers").into_response())
 }

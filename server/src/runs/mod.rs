@@ -1,11 +1,17 @@
 //! Runs as they are read and edited. A spec comes in through `submit`; from then on the state changes in one function
 //! of `state`.
 
+mod actions;
 pub mod parts;
 mod state;
 mod submit;
 
-pub use state::{cancel_run, change_state};
+pub use actions::{
+    __path_cancel_run_handler, __path_cancel_runs, __path_clone_run, __path_move_run_to_front, __path_pause_run,
+    __path_resume_run, cancel, cancel_run, cancel_run_handler, cancel_runs, clone_run, move_run_to_front, pause,
+    pause_run, resume, resume_run, submit_again, to_front,
+};
+pub use state::change_state;
 pub use submit::{__path_create_run, CreatedRun, create_run, insert_run};
 
 use self::parts::PartSummary;
@@ -91,12 +97,29 @@ pub struct Run {
     pub checkpoint_step: Option<i64>,
     /// Why a queued run waits.
     pub waiting: Option<String>,
+    /// What it has been asked to give its devices back for: `pause`, `preempt` or `drain`.
+    pub yield_for: Option<String>,
+    /// The run it was made from.
+    pub made_from: Option<Uuid>,
+    /// The runs it waits for, or has waited for.
+    pub after: Vec<NeededRun>,
     /// The run whose evaluation this is a part of.
     pub part_of: Option<Uuid>,
     /// The parts that its evaluation is spread over.
     pub parts: Vec<PartSummary>,
     /// The attempts, first to last.
     pub attempt_list: Vec<Attempt>,
+}
+
+/// A run that another waits for, or has waited for.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct NeededRun {
+    /// Id.
+    pub id: Uuid,
+    /// Name.
+    pub name: String,
+    /// State.
+    pub state: String,
 }
 
 /// One try at a run.
@@ -114,8 +137,13 @@ pub struct Attempt {
     pub visible_through: Option<i64>,
     /// The worker's name.
     pub worker: String,
-    /// The device.
+    /// Its devices there.
     pub device: String,
+    /// Workers and devices by rank, if there are several.
+    pub members: Option<serde_json::Value>,
+    /// What ended it, where it did not succeed: `bug`, `lost_worker`, `interrupted`, `yielded` or `not_yielded`. Only
+    /// the first spends one of the run's attempts.
+    pub cause: Option<String>,
     /// What it ran on (`Environment`).
     pub environment: Option<serde_json::Value>,
     /// Why it ended.
@@ -207,7 +235,7 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
                   r.priority, r.attempts, r.max_attempts, r.cancel_requested, r.reason, r.tags, r.checkpoint,
                   p.progress as "progress?", r.created_at, r.started_at, r.finished_at,
                   r.spec, r.note, r.backbone, r.trainable, r.checkpoint_step, r.captions, r.training_images,
-                  r.part_of
+                  r.part_of, r.yield_for, r.made_from
            from run r join experiment e on e.id = r.experiment_id left join run_progress p on p.run_id = r.id
            where r.id = $1"#,
         id
@@ -218,8 +246,16 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
     let attempt_list = sqlx::query_as!(
         Attempt,
         "select a.number, a.state, a.phase, a.resumed_step, a.visible_through, w.name as worker, a.device,
-                a.environment, a.reason, a.exit_code, a.signal, a.assigned_at, a.started_at, a.ended_at
+                a.members, a.cause, a.environment, a.reason, a.exit_code, a.signal, a.assigned_at, a.started_at, a.ended_at
          from attempt a join worker w on w.id = a.worker_id where a.run_id = $1 order by a.number",
+        id
+    )
+    .fetch_all(pool)
+    .await?;
+    let after = sqlx::query_as!(
+        NeededRun,
+        "select n.id, n.name, n.state from run_dependency d join run n on n.id = d.needs_run where d.run_id = $1
+         order by n.id",
         id
     )
     .fetch_all(pool)
@@ -262,6 +298,9 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
         training_images: row.training_images,
         checkpoint_step: row.checkpoint_step,
         waiting,
+        yield_for: row.yield_for,
+        made_from: row.made_from,
+        after,
         part_of: row.part_of,
         parts: parts::parts(pool, id).await?,
         attempt_list,
@@ -311,14 +350,5 @@ pub async fn update_run(
     .execute(&app.pool)
     .await?;
     app.wake.ring();
-    get_run(&app, id).await.map(Json)
-}
-
-/// Cancel a run: at once if it is queued, within a second or so if a worker is at it.
-#[utoipa::path(post, path = "/api/v1/runs/{id}/cancel", operation_id = "cancel_run", tag = "runs",
-    params(("id" = Uuid, Path)),
-    responses((status = 200, body = Run), (status = 409, body = crate::error::ProblemDetails)))]
-pub async fn cancel_run_handler(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
-    cancel_run(&app, id).await?;
     get_run(&app, id).await.map(Json)
 }

@@ -33,7 +33,7 @@ pub struct PartSummary {
 pub async fn spread(conn: &mut PgConnection, run: Uuid, checkpoint: Option<&str>) -> Result<()> {
     let row = sqlx::query!(
         r#"select r.experiment_id, r.name, r.method, r.seed, r.variant, r.priority, r.queue_position as "queue_position!",
-                  r.max_attempts, r.part_of,
+                  r.max_attempts, r.part_of, r.project_id, r.submitted_by, r.devices, r.device_memory, r.labels,
                   r.spec as "spec: Json<Spec>", exists (select from run p where p.part_of = r.id) as "spread!"
            from run r where r.id = $1 for update of r"#,
         run
@@ -49,9 +49,11 @@ pub async fn spread(conn: &mut PgConnection, run: Uuid, checkpoint: Option<&str>
         let spec = part_of(&whole, checkpoint, &format!("{} · part {part} of {parts}", row.name));
         sqlx::query!(
             "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority,
-                              max_attempts, part_of, part, queue_position)
+                              max_attempts, part_of, part, queue_position, project_id, submitted_by, devices,
+                              device_memory, labels, needs)
              overriding system value
-             values ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', $9, $10, $11, $12, $13, $14)",
+             values ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+                     $20)",
             Uuid::now_v7(),
             row.experiment_id,
             spec.name,
@@ -66,6 +68,12 @@ pub async fn spread(conn: &mut PgConnection, run: Uuid, checkpoint: Option<&str>
             run,
             part.cast_signed(),
             row.queue_position, // not behind what was submitted since
+            row.project_id,
+            row.submitted_by,
+            row.devices,
+            row.device_memory,
+            &row.labels,
+            &spec.assets().into_iter().map(str::to_owned).collect::<Vec<_>>(),
         )
         .execute(&mut *conn)
         .await?;
@@ -190,7 +198,7 @@ pub async fn end(conn: &mut PgConnection, run: Uuid) -> Result<()> {
     sqlx::query!("update run set cancel_requested = true where part_of = $1 and state = 'running'", run)
         .execute(&mut *conn)
         .await?;
-    let queued = sqlx::query_scalar!("select id from run where part_of = $1 and state = 'queued'", run)
+    let queued = sqlx::query_scalar!("select id from run where part_of = $1 and state in ('queued', 'paused')", run)
         .fetch_all(&mut *conn)
         .await?;
     for part in queued {

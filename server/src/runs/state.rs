@@ -1,6 +1,6 @@
 //! The state of a run changes here and nowhere else, by the table in the protocol.
 
-use crate::{App, Error, Result, error::found};
+use crate::{Error, Result, error::found};
 use causeway_protocol::RunState;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -35,28 +35,5 @@ pub async fn change_state(conn: &mut PgConnection, id: Uuid, next: RunState, rea
         sqlx::query!("delete from resume_state where run_id = $1", id).execute(&mut *conn).await?;
         super::parts::end(conn, id).await?;
     }
-    Ok(())
-}
-
-/// Cancels a run.
-///
-/// # Errors
-/// 404 if there is none, 409 if it has ended.
-pub async fn cancel_run(app: &App, id: Uuid) -> Result<()> {
-    let mut tx = app.pool.begin().await?;
-    let row =
-        sqlx::query!("select state from run where id = $1 for update", id).fetch_optional(&mut *tx).await?;
-    let state: RunState = found(row, || format!("no run {id}"))?.state.parse().map_err(anyhow::Error::msg)?;
-    match state {
-        RunState::Queued => change_state(&mut tx, id, RunState::Cancelled, "cancelled while queued").await?,
-        RunState::Running => {
-            sqlx::query!("update run set cancel_requested = true where id = $1", id)
-                .execute(&mut *tx)
-                .await?;
-        }
-        ended => return Err(Error::Conflict(format!("the run has {ended} already"))),
-    }
-    tx.commit().await?;
-    app.wake.ring();
     Ok(())
 }

@@ -1,17 +1,19 @@
 //! A spec comes in: checked, given every default, and put into the queue once, however often it is sent.
 
 use super::{Run, get_run, parts};
-use crate::{ApiJson, App, Error, Result, auth::Identity, estimate, estimate::Estimate, experiments};
+use crate::{
+    ApiJson, App, Error, Result, auth::Identity, estimate, estimate::Estimate, experiments, projects, scheduler,
+};
 use axum::{
     Extension, Json,
     extract::State,
     http::{HeaderMap, StatusCode},
     response::IntoResponse,
 };
-use causeway_protocol::{Kind, Phase, Problem, Spec, WeightSource, hex, parse_spec};
+use causeway_protocol::{Kind, Phase, Problem, Resources, Spec, WeightSource, hex, parse_spec};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -46,7 +48,10 @@ pub async fn create_run(
         Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Some(key),
         Some(_) => return Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
     };
-    let (id, made) = insert_run(&app.pool, &spec, identity.token_id, key).await?;
+    let mut tx = app.pool.begin().await?;
+    scheduler::refuse_impossible(&mut tx, &spec, app.lease_seconds).await?;
+    let (id, made) = insert_run(&mut tx, &spec, identity.token_id, key).await?;
+    tx.commit().await?;
     app.wake.ring();
     let run = get_run(&app, id).await?;
     let estimate = estimate::estimate(&app.pool, &spec).await?;
@@ -54,30 +59,29 @@ pub async fn create_run(
     Ok((status, Json(CreatedRun { run, estimate })))
 }
 
-/// Puts a run into the queue; the second value is false if the key named one already.
+/// Puts a run into the queue, in the caller's transaction; the second value is false if the key named one already.
 ///
 /// # Errors
 /// A key used for another spec, or a blob that is not there.
 pub async fn insert_run(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     spec: &Spec,
     token_id: Uuid,
     key: Option<&str>,
 ) -> Result<(Uuid, bool)> {
     let document = serde_json::to_value(spec).map_err(anyhow::Error::from)?;
     let body_sha256 = Sha256::digest(document.to_string());
-    let mut tx = pool.begin().await?;
     if let Some(key) = key {
         // Two submissions under one key must not both find nothing.
         sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", format!("{token_id}/{key}"))
-            .execute(&mut *tx)
+            .execute(&mut *conn)
             .await?;
         let earlier = sqlx::query!(
             "select run_id, body_sha256 from idempotency_key where token_id = $1 and key = $2",
             token_id,
             key
         )
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut *conn)
         .await?;
         if let Some(earlier) = earlier {
             if earlier.body_sha256 != body_sha256.as_slice() {
@@ -88,14 +92,20 @@ pub async fn insert_run(
             return Ok((earlier.run_id, false));
         }
     }
-    refuse_missing_blobs(&mut tx, spec).await?;
-    let experiment_id = experiments::ensure_experiment(&mut tx, &spec.experiment).await?;
+    refuse_missing_blobs(conn, spec).await?;
+    let needed = needed_runs(conn, spec).await?;
+    let project_id = projects::find_project(conn, &spec.project).await?;
+    let experiment_id = experiments::ensure_experiment(conn, project_id, &spec.experiment).await?;
+    let needs: Vec<String> = spec.assets().into_iter().map(str::to_owned).collect();
+    let count = |count: u32| i32::try_from(count).map_err(anyhow::Error::from);
     let id = Uuid::now_v7();
     let phase = if spec.kind == Kind::Evaluate { Phase::Evaluate } else { Phase::Train };
     sqlx::query!(
         "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority,
-                          max_attempts, note, tags)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', $9, $10, $11, $12, $13)",
+                          max_attempts, note, tags, project_id, submitted_by, devices, nodes, device_memory, labels,
+                          needs, limit_seconds)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+                 $21)",
         id,
         experiment_id,
         spec.name,
@@ -103,17 +113,30 @@ pub async fn insert_run(
         spec.trained(),
         i64::try_from(spec.seed).map_err(anyhow::Error::from)?,
         document,
-        variant(spec)?,
+        variant(spec, &needed)?,
         phase.as_str(),
         spec.priority,
         i32::try_from(spec.max_attempts).map_err(anyhow::Error::from)?,
         spec.note,
         &spec.tags,
+        project_id,
+        token_id,
+        count(spec.resources.gpus)?,
+        count(spec.resources.nodes)?,
+        spec.resources.memory_bytes(),
+        &spec.labels(),
+        &needs,
+        spec.resources.minutes.map(|minutes| count(minutes * 60)).transpose()?,
     )
-    .execute(&mut *tx)
+    .execute(&mut *conn)
     .await?;
-    if spec.kind == Kind::Evaluate {
-        parts::spread(&mut tx, id, None).await?;
+    for run in &needed {
+        sqlx::query!("insert into run_dependency (run_id, needs_run) values ($1, $2)", id, run.id)
+            .execute(&mut *conn)
+            .await?;
+    }
+    if spec.kind == Kind::Evaluate && spec.waits_for().is_empty() {
+        parts::spread(conn, id, None).await?;
     }
     if let Some(key) = key {
         sqlx::query!(
@@ -123,11 +146,45 @@ pub async fn insert_run(
             body_sha256.as_slice(),
             id
         )
-        .execute(&mut *tx)
+        .execute(&mut *conn)
         .await?;
     }
-    tx.commit().await?;
     Ok((id, true))
+}
+
+/// A run that another waits for.
+struct NeededRun {
+    id: Uuid,
+    kind: String,
+    state: String,
+    variant: String,
+}
+
+/// The runs that a spec waits for, as they are.
+async fn needed_runs(conn: &mut PgConnection, spec: &Spec) -> Result<Vec<NeededRun>> {
+    let ids = spec.waits_for();
+    let found =
+        sqlx::query_as!(NeededRun, "select id, kind, state, variant from run where id = any($1) order by id", &ids)
+            .fetch_all(conn)
+            .await?;
+    let mut problems = Vec::new();
+    for id in &ids {
+        let ends = [("weights.theta0.run", Some(&spec.weights.theta0)), ("weights.theta1.run", spec.weights.theta1.as_ref())];
+        let as_weights = ends.iter().find(|(_, source)| *source == Some(&WeightSource::Run(*id))).map(|(field, _)| *field);
+        let field = as_weights.unwrap_or("after").to_owned();
+        let rule = match found.iter().find(|run| run.id == *id) {
+            None => format!("names no run that there is: {id}"),
+            Some(run) if matches!(run.state.as_str(), "failed" | "cancelled" | "lost") => {
+                format!("names run {id}, which has ended without success ({})", run.state)
+            }
+            Some(run) if as_weights.is_some() && run.kind == "evaluate" => {
+                format!("names run {id}, an evaluation, which makes no checkpoint")
+            }
+            Some(_) => continue,
+        };
+        problems.push(Problem { field, rule });
+    }
+    if problems.is_empty() { Ok(found) } else { Err(Error::Invalid(problems)) }
 }
 
 async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
@@ -160,9 +217,19 @@ async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()
     if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
 }
 
-/// Names what a line of a figure is: everything equal but the seed and the words around it.
-fn variant(spec: &Spec) -> Result<String> {
+/// Names what a line of a figure is: everything equal but the seed and the words around it. A run named as weights stands
+/// for what it is a seed of.
+fn variant(spec: &Spec, needed: &[NeededRun]) -> Result<String> {
     let mut bare = spec.clone();
+    for source in [Some(&mut bare.weights.theta0), bare.weights.theta1.as_mut()].into_iter().flatten() {
+        if let WeightSource::Run(id) = source
+            && let Some(run) = needed.iter().find(|run| run.id == *id)
+        {
+            *source = WeightSource::Blob(run.variant.clone());
+        }
+    }
+    (bare.project, bare.resources) = (String::new(), Resources::default());
+    bare.after.clear();
     (bare.seed, bare.priority, bare.max_attempts) = (0, 0, 0);
     (bare.name, bare.note, bare.experiment) = (String::new(), String::new(), String::new());
     bare.tags.clear();

@@ -54,6 +54,12 @@ pub struct Work {
     pub name: Option<String>,
     /// Devices, each for one attempt at a time.
     pub devices: Vec<String>,
+    /// What runs may ask for by name.
+    pub labels: Vec<String>,
+    /// Where other workers reach this one; the host's name if not given.
+    pub address: Option<String>,
+    /// How long a training process has to save its state when the agent is told to end.
+    pub grace: Duration,
     /// Threads of one attempt; the cores shared out among the devices if not given.
     pub threads: Option<u32>,
     /// Most bytes of features that are kept for later runs, beside the attempts.
@@ -67,6 +73,8 @@ pub struct Settings {
     threads: u32,
     /// Where features are kept, for all attempts.
     cache: Place,
+    /// How long a training process has to save its state when the agent ends.
+    grace: Duration,
     /// True once the agent is to end.
     shutdown: watch::Receiver<bool>,
 }
@@ -108,14 +116,16 @@ impl Agent {
             name: work.name.unwrap_or_else(host),
             host: host(),
             version: VERSION.to_owned(),
-            devices: work.devices,
+            devices: device::reports(&work.devices),
+            labels: work.labels,
+            address: work.address.unwrap_or_else(host),
             assets,
             draining: false,
         };
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
             client: Client::new(&work.server, &work.token_file)?,
-            settings: Arc::new(Settings { data, threads, cache, shutdown }),
+            settings: Arc::new(Settings { data, threads, cache, grace: work.grace, shutdown }),
             worker,
             attempts: state.join("attempts"),
             tasks: JoinSet::new(),

@@ -31,6 +31,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 enum Signal {
     /// The server says stop.
     Stop,
+    /// The server says: save the state and give the devices back, within so many milliseconds.
+    Yield(u64),
     /// The lease is another's.
     Stale,
     /// The agent is ending.
@@ -99,7 +101,8 @@ impl Supervisor {
             },
             signal = self.signals.recv() => Ok(match signal {
                 Some(Signal::Stop) => self.end(Outcome::Cancelled, "stopped on request before it began".to_owned()),
-                Some(Signal::Shutdown) => self.end(Outcome::Crashed, "the worker shut down".to_owned()),
+                Some(Signal::Yield(_)) => self.end(Outcome::Yielded, "gave way before it began".to_owned()),
+                Some(Signal::Shutdown) => self.end(Outcome::Yielded, "the worker shut down before it began".to_owned()),
                 Some(Signal::Stale) | None => Left::Fenced,
             }),
         };
@@ -167,9 +170,20 @@ impl Supervisor {
                         return self.leave(Left::Fenced).await;
                     }
                     tracing::info!(%run, ?signal, "ending the process");
-                    why.get_or_insert(signal);
-                    process.signal(libc::SIGTERM);
-                    kill_at.get_or_insert(Instant::now() + GRACE);
+                    let (order, grace) = match signal {
+                        Signal::Yield(ms) => (libc::SIGUSR1, Duration::from_millis(ms).saturating_sub(FAREWELL)),
+                        Signal::Shutdown => (libc::SIGUSR1, self.settings.grace),
+                        Signal::Stop | Signal::Stale => (libc::SIGTERM, GRACE),
+                    };
+                    // The server repeats what it asks for; a stop overrides it.
+                    if why != Some(signal) {
+                        process.signal(order);
+                    }
+                    if why.is_none() || signal == Signal::Stop || signal == Signal::Shutdown {
+                        why = Some(signal);
+                        let at = Instant::now() + grace;
+                        kill_at = Some(kill_at.map_or(at, |earlier| earlier.min(at)));
+                    }
                 }
                 () = tokio::time::sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
                     process.signal(libc::SIGKILL);
@@ -225,7 +239,7 @@ impl Supervisor {
                 Some(signal) = self.signals.recv() => match signal {
                     Signal::Stale => return Some(Left::Fenced),
                     Signal::Shutdown => drop(give_up.get_or_insert(Instant::now() + FAREWELL)),
-                    Signal::Stop => {} // it has ended already
+                    Signal::Stop | Signal::Yield(_) => {} // it has ended already
                 },
                 () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
                     return None;
@@ -240,14 +254,18 @@ impl Supervisor {
             (Ok(Some(ending)), _) => (ending.outcome, ending.reason),
             (Err(error), _) => (Outcome::Crashed, format!("{error:#}")),
             (Ok(None), Some(Signal::Stop)) => (Outcome::Cancelled, "stopped on request".to_owned()),
-            (Ok(None), Some(_)) => (Outcome::Crashed, "the worker shut down".to_owned()),
+            (Ok(None), Some(Signal::Yield(_))) => {
+                (Outcome::Yielded, "ended before it could save its state once more".to_owned())
+            }
+            (Ok(None), Some(_)) => (Outcome::Interrupted, "the worker shut down".to_owned()),
             (Ok(None), None) if exit.code == Some(EXIT_DISK_FULL) => {
                 (Outcome::Failed, "the worker's disk is full; make room and submit the run again".to_owned())
             }
             (Ok(None), None) => {
                 let out_of_memory =
                     exit.signal == Some(libc::SIGKILL) && out_of_memory_kills() > self.out_of_memory_kills;
-                (Outcome::Crashed, crash_reason(exit, out_of_memory, &self.folder))
+                let outcome = if out_of_memory { Outcome::Interrupted } else { Outcome::Crashed };
+                (outcome, crash_reason(exit, out_of_memory, &self.folder))
             }
         };
         FinishLease { epoch: self.lease.epoch, outcome, reason, exit_code: exit.code, signal: exit.signal }
@@ -335,8 +353,11 @@ async fn heartbeats(client: Client, lease: Lease, signals: mpsc::Sender<Signal>)
     loop {
         let asked = Instant::now();
         let signal = match client.heartbeat(lease, HEARTBEAT_WAIT_MS).await {
-            Ok(answer) if answer.order == Order::Stop => Some(Signal::Stop),
-            Ok(_) => None,
+            Ok(answer) => match answer.order {
+                Order::Continue => None,
+                Order::Stop => Some(Signal::Stop),
+                Order::Yield => Some(Signal::Yield(answer.yield_within_ms.unwrap_or(0))),
+            },
             Err(Refusal::Stale) => Some(Signal::Stale),
             Err(refusal) => {
                 tracing::warn!(%refusal, "a heartbeat was refused");

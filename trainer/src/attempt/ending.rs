@@ -27,7 +27,7 @@ pub const EXIT_PANIC: i32 = 101;
 /// The end of an attempt in its process's words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ending {
-    /// Succeeded, handed over or failed.
+    /// Succeeded, handed over, yielded or failed.
     pub outcome: Outcome,
     /// Why, in a sentence; empty on success.
     pub reason: String,
@@ -42,6 +42,11 @@ impl Ending {
     /// Training is over, and the parts of the evaluation go on.
     pub fn handed_over() -> Ending {
         Ending { outcome: Outcome::HandedOver, reason: String::new() }
+    }
+
+    /// The state is saved, and another attempt goes on.
+    pub fn yielded() -> Ending {
+        Ending { outcome: Outcome::Yielded, reason: String::new() }
     }
 
     /// Another attempt would fail in the same way.

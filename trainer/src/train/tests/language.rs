@@ -22,6 +22,7 @@ fn captioned_until(
         Ok(())
     };
     let result = train(TrainRun {
+        asked: &Default::default(),
         spec,
         backbone: &backbone,
         pairs: Pairs {

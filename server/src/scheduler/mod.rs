@@ -1,0 +1,104 @@
+//! Who works on what. One transaction under an advisory lock takes back what is lost, looks at devices and queue, decides
+//! ([`plan`]), and hands out leases; `POST /leases` only returns what was assigned here. Running it in several servers at
+//! once is harmless: the lock makes them take turns.
+
+mod assign;
+mod cluster;
+mod dependencies;
+mod fit;
+mod order;
+pub mod plan;
+mod preempt;
+mod queue;
+mod rescue;
+
+pub use assign::YIELD_SECONDS;
+pub use queue::{__path_list_queue, QueueEntry, list_queue, queue, refuse_impossible, why_waiting};
+pub use rescue::{Cause, end_attempt, give_back};
+
+use crate::{App, Result};
+use sqlx::PgConnection;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+/// How long a lease lasts unless renewed, seconds on Postgres's clock, unless the server is told otherwise.
+pub const LEASE_SECONDS: f64 = 30.0;
+/// A gap of the database longer than this makes every lease good for a fresh period.
+const GAP: Duration = Duration::from_secs(5);
+/// Any number; the same in every server.
+const LOCK: i64 = 0x0043_4155_5345_5741;
+
+/// A worker not heard of for so long gets no new work and is shown as suspect; its leases still hold.
+pub fn suspect_seconds(lease_seconds: f64) -> f64 {
+    lease_seconds / 2.0
+}
+
+/// Expires and assigns until told to stop.
+pub async fn run(app: App, stop: CancellationToken) {
+    let mut good = tokio::time::Instant::now();
+    let mut fresh = true; // at the start, nobody could renew while no server was there
+    loop {
+        let mut wake = app.wake.listen();
+        match pass(&app, fresh || good.elapsed() > GAP).await {
+            Ok(()) => {
+                good = tokio::time::Instant::now();
+                fresh = false;
+            }
+            Err(error) => tracing::warn!(%error, "scheduling pass failed; the next one tries again"),
+        }
+        tokio::select! {
+            () = wake.heard() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// One pass. With `extend`, every lease gets a fresh period first: after a gap no worker could have renewed.
+///
+/// # Errors
+/// If the database does not answer; nothing has changed then.
+pub async fn pass(app: &App, extend: bool) -> Result<()> {
+    let mut tx = app.pool.begin().await?;
+    sqlx::query!("select pg_advisory_xact_lock($1)", LOCK).execute(&mut *tx).await?;
+    if extend {
+        sqlx::query!(
+            "update lease set expires_at = greatest(expires_at, now() + make_interval(secs => $1))",
+            app.lease_seconds
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    // After the lock: now() is when the transaction began.
+    let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *tx).await?;
+    let changed = step(&mut tx, now, app.lease_seconds).await?;
+    tx.commit().await?;
+    if changed {
+        app.wake.ring();
+    }
+    Ok(())
+}
+
+/// What a pass does, at a given time, inside a transaction that holds the lock; true if anything changed.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn step(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<bool> {
+    let rescued = rescue::expired(conn, now, lease_seconds).await?;
+    let late = rescue::past_limit(conn, now).await?;
+    let settled = dependencies::settle(conn).await?;
+    let waiting = cluster::waiting(conn, now).await?;
+    assign::count_use(conn, now).await?;
+    if waiting.is_empty() {
+        return Ok(rescued || late || settled);
+    }
+    let mut cluster = cluster::read(conn, now, lease_seconds).await?;
+    let plan = plan::plan(&mut cluster, &waiting);
+    for start in &plan.starts {
+        assign::start(conn, start, now, lease_seconds).await?;
+    }
+    for one in &plan.yields {
+        assign::ask_to_yield(conn, one, now).await?;
+    }
+    Ok(rescued || late || settled || !plan.starts.is_empty() || !plan.yields.is_empty())
+}

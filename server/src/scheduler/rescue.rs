@@ -1,0 +1,168 @@
+//! What is taken back: leases that ran out, and runs that did not yield in time or are past their limit; and the rule of
+//! retries, which tells a run's own failures from what happens around it.
+
+use crate::{Result, runs};
+use causeway_protocol::RunState;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Ends in a row that were no fault of the run's, before it is given up: something about it kills its workers.
+const SETBACKS_MAX: i32 = 10;
+
+/// How an attempt ended, for the rule of retries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// Its own process: a crash, an error. Spends one of the run's attempts.
+    Bug,
+    /// Its worker went silent.
+    LostWorker,
+    /// Its worker shut down, or its host ran out of memory.
+    Interrupted,
+    /// It gave its devices back on request.
+    Yielded,
+    /// It was asked to yield and did not in time.
+    NotYielded,
+}
+
+impl Cause {
+    /// The word in SQL and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cause::Bug => "bug",
+            Cause::LostWorker => "lost_worker",
+            Cause::Interrupted => "interrupted",
+            Cause::Yielded => "yielded",
+            Cause::NotYielded => "not_yielded",
+        }
+    }
+}
+
+/// What becomes of a run whose attempt is over without success: back to the queue, set aside, or the end. Counts what
+/// the end costs it. `reason` is that of the attempt.
+///
+/// # Errors
+/// If the run is not running.
+pub async fn give_back(conn: &mut PgConnection, id: Uuid, cause: Cause, reason: &str) -> Result<RunState> {
+    let run = sqlx::query!(
+        "select attempts, max_attempts, setbacks, cancel_requested, yield_for from run where id = $1 for update",
+        id
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let (mut attempts, mut setbacks) = (run.attempts, run.setbacks);
+    match cause {
+        Cause::Bug => {}
+        Cause::Yielded | Cause::NotYielded => attempts -= 1,
+        Cause::LostWorker | Cause::Interrupted => {
+            attempts -= 1;
+            setbacks += 1;
+        }
+    }
+    let (next, why) = if run.cancel_requested {
+        (RunState::Cancelled, "cancelled".to_owned())
+    } else if cause == Cause::Bug && attempts >= run.max_attempts {
+        (RunState::Failed, format!("{reason}; all {} attempts are used up", run.max_attempts))
+    } else if setbacks >= SETBACKS_MAX {
+        (RunState::Lost, format!("{reason}; {setbacks} times in a row without getting further"))
+    } else if run.yield_for.as_deref() == Some("pause") {
+        (RunState::Paused, String::new())
+    } else {
+        (RunState::Queued, String::new())
+    };
+    sqlx::query!(
+        "update run set attempts = $2, setbacks = $3, yield_for = null, yield_by = null where id = $1",
+        id,
+        attempts,
+        setbacks
+    )
+    .execute(&mut *conn)
+    .await?;
+    runs::change_state(conn, id, next, &why).await?;
+    Ok(next)
+}
+
+/// An attempt is over: its leases go, on however many workers, and with them the right to write.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn end_attempt(conn: &mut PgConnection, attempt: Uuid) -> Result<()> {
+    sqlx::query!("delete from lease where attempt_id = $1", attempt).execute(conn).await?;
+    Ok(())
+}
+
+/// Takes back the leases that ran out; true if there were any. A worker of several that goes silent ends the attempt on
+/// all.
+pub async fn expired(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<bool> {
+    let expired = sqlx::query!(
+        r#"select l.run_id, l.attempt_id, l.delivered, w.name as worker, r.yield_by < $1 as "overdue?"
+           from lease l join run r on r.id = l.run_id join worker w on w.id = l.worker_id
+           where l.expires_at < $1 or r.yield_by < $1 order by l.attempt_id, l.delivered desc, l.rank for update of l"#,
+        now
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut done: Vec<Uuid> = Vec::new();
+    for lease in &expired {
+        if done.contains(&lease.attempt_id) {
+            continue;
+        }
+        done.push(lease.attempt_id);
+        end_attempt(conn, lease.attempt_id).await?;
+        let overdue = lease.overdue.unwrap_or(false);
+        let (cause, reason) = if overdue {
+            (Cause::NotYielded, format!("{} did not give its devices back in time", lease.worker))
+        } else {
+            (Cause::LostWorker, format!("no heartbeat from {} for {lease_seconds} s", lease.worker))
+        };
+        tracing::warn!(run = %lease.run_id, worker = lease.worker, reason, "lease taken back");
+        if lease.delivered {
+            sqlx::query!(
+                "update attempt set state = 'lost', reason = $2, cause = $3, ended_at = $4 where id = $1",
+                lease.attempt_id,
+                reason,
+                cause.as_str(),
+                now
+            )
+            .execute(&mut *conn)
+            .await?;
+            give_back(conn, lease.run_id, cause, &reason).await?;
+        } else {
+            // Nobody ever picked it up: that is no try at the run.
+            sqlx::query!("delete from attempt where id = $1", lease.attempt_id).execute(&mut *conn).await?;
+            give_back(conn, lease.run_id, Cause::Yielded, &reason).await?;
+        }
+    }
+    Ok(!expired.is_empty())
+}
+
+/// Fails the runs that have taken longer than they said; true if there were any.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn past_limit(conn: &mut PgConnection, now: OffsetDateTime) -> Result<bool> {
+    let rows = sqlx::query!(
+        r#"select r.id, r.limit_seconds as "limit!", a.id as attempt from run r
+           join lease l on l.run_id = r.id and l.rank = 0 join attempt a on a.id = l.attempt_id
+           where r.limit_seconds is not null
+             and a.assigned_at + make_interval(secs => r.limit_seconds) < $1 order by r.id"#,
+        now
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    for row in &rows {
+        let reason = format!("it took longer than the {} minutes of resources.minutes", row.limit / 60);
+        end_attempt(conn, row.attempt).await?;
+        sqlx::query!(
+            "update attempt set state = 'failed', reason = $2, cause = $3, ended_at = $4 where id = $1",
+            row.attempt,
+            reason,
+            Cause::Bug.as_str(),
+            now
+        )
+        .execute(&mut *conn)
+        .await?;
+        runs::change_state(conn, row.id, RunState::Failed, &reason).await?;
+    }
+    Ok(!rows.is_empty())
+}

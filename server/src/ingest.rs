@@ -192,7 +192,8 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
             require_blob(conn, &blob.sha256).await?;
             note_checkpoint(conn, &blob.sha256, &backbone, &method).await?;
             sqlx::query!(
-                "update run set checkpoint = $2, checkpoint_step = $3, phase = $4 where id = $1",
+                "update run set checkpoint = $2, checkpoint_step = $3,
+                        phase = case when kind = 'command' then phase else $4 end where id = $1",
                 lease.run_id,
                 blob.sha256,
                 step.cast_signed(),

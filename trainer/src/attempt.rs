@@ -3,6 +3,7 @@
 //! and `evaluate` run it for a person, and it is the same attempt.
 
 mod analyse;
+mod command;
 pub mod ending;
 pub mod environment;
 mod kept;
@@ -26,6 +27,7 @@ use crate::weights::interpolate::Line;
 use analyse::Analyse;
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Phase, Spec, WeightSource};
+use command::Crashed;
 use ending::Ending;
 use material::Material;
 use serde::{Deserialize, Serialize};
@@ -83,7 +85,11 @@ pub fn run(folder: &Path) -> i32 {
     let attempted = catch_unwind(AssertUnwindSafe(|| {
         Ending::reserve(folder)?;
         let mut journal = Journal::open(folder)?;
-        match Attempt::begin(folder, &mut journal)?.run() {
+        let (assignment, asked) = (Assignment::read(folder)?, Asked::listen()?);
+        if assignment.lease.spec.kind == Kind::Command {
+            return command::run(folder, &mut journal, &assignment, &asked);
+        }
+        match Attempt::begin(folder, &mut journal, assignment, asked)?.run() {
             Err(error) if error.is::<Yielded>() => Ok(Done::SoFar),
             ended => ended,
         }
@@ -93,7 +99,10 @@ pub fn run(folder: &Path) -> i32 {
         Ok(Done::All) => Ending::succeeded(),
         Ok(Done::Training) => Ending::handed_over(),
         Ok(Done::SoFar) => Ending::yielded(),
-        Err(error) => Ending::failed(error),
+        Err(error) => match error.downcast_ref::<Crashed>() {
+            Some(crashed) => Ending::crashed(&crashed.reason),
+            None => Ending::failed(error),
+        },
     };
     if let Err(error) = &attempted {
         eprintln!("{error:?}");
@@ -101,7 +110,7 @@ pub fn run(folder: &Path) -> i32 {
     }
     match (ended.write(folder), &attempted) {
         (Ok(()), Ok(_)) => 0,
-        (Ok(()), Err(_)) => ending::EXIT_FAILED,
+        (Ok(()), Err(error)) => error.downcast_ref::<Crashed>().map_or(ending::EXIT_FAILED, |it| it.code),
         (Err(error), _) => {
             eprintln!("{error:#}");
             let full =
@@ -158,9 +167,13 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(folder: &'a Path, journal: &'a mut Journal) -> Result<Attempt<'a>> {
-        let asked = Asked::listen()?;
-        let Assignment { lease, data, threads, cache } = Assignment::read(folder)?;
+    fn begin(
+        folder: &'a Path,
+        journal: &'a mut Journal,
+        assignment: Assignment,
+        asked: Asked,
+    ) -> Result<Attempt<'a>> {
+        let Assignment { lease, data, threads, cache } = assignment;
         let cache =
             cache.unwrap_or_else(|| Place { folder: folder.join(FEATURES), most_bytes: store::MOST_BYTES });
         let device = device::open(&lease.device)?;
@@ -211,6 +224,7 @@ impl<'a> Attempt<'a> {
                 let checkpoint = self.lease.checkpoint.clone();
                 self.blob(&checkpoint.context("the lease names no checkpoint to evaluate")?)?
             }
+            (Kind::Command, _) => bail!("a command has no weights"),
             (Kind::Evaluate, _) => {
                 match spec.weights.theta1.as_ref().context("`weights.theta1` is missing")? {
                     WeightSource::Soup(soup) => self.soup(&spec, soup, &backbone)?,

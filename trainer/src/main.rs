@@ -147,6 +147,9 @@ struct WorkArgs {
     /// What runs may ask for by name (`resources.labels`), separated by commas.
     #[arg(long, env = "CAUSEWAY_LABELS", value_delimiter = ',', value_name = "LABEL")]
     labels: Vec<String>,
+    /// Run commands: whoever may submit a run can then run any program as this user.
+    #[arg(long, env = "CAUSEWAY_ALLOW_COMMANDS")]
+    allow_commands: bool,
     /// Where the other workers of a run on several reach this one; the host's name if not given.
     #[arg(long, env = "CAUSEWAY_ADDRESS")]
     address: Option<String>,
@@ -162,9 +165,9 @@ struct WorkArgs {
 
 impl WorkArgs {
     fn work(self) -> Work {
-        let WorkArgs { server, token_file, state, data, name, devices, labels, address, grace_seconds, threads, cache } = self;
+        let WorkArgs { server, token_file, state, data, name, devices, labels, allow_commands, address, grace_seconds, threads, cache } = self;
         let (cache_bytes, grace) = (cache.bytes(), Duration::from_secs(grace_seconds));
-        Work { server, token_file, state, data: data.data, name, devices, labels, address, grace, threads, cache_bytes }
+        Work { server, token_file, state, data: data.data, name, devices, labels, allow_commands, address, grace, threads, cache_bytes }
     }
 }
 

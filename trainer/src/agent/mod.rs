@@ -9,13 +9,15 @@ mod process;
 mod ship;
 mod supervise;
 
+pub use process::last_words;
+
 use crate::attempt::FEATURES;
 use crate::attempt::environment::{VERSION, cores, host};
 use crate::data::asset::Library;
 use crate::device;
 use crate::evaluate::store::Place;
 use anyhow::{Context, Result, ensure};
-use causeway_protocol::{LeaseGrant, LeaseRequest, RegisterWorker};
+use causeway_protocol::{COMMANDS_LABEL, LeaseGrant, LeaseRequest, RegisterWorker};
 use client::{Client, Lease};
 use folder::Held;
 use std::collections::HashMap;
@@ -56,6 +58,8 @@ pub struct Work {
     pub devices: Vec<String>,
     /// What runs may ask for by name.
     pub labels: Vec<String>,
+    /// Whether it runs commands: programs that whoever may submit a run chooses.
+    pub allow_commands: bool,
     /// Where other workers reach this one; the host's name if not given.
     pub address: Option<String>,
     /// How long a training process has to save its state when the agent is told to end.
@@ -111,13 +115,18 @@ impl Agent {
         let (shutdown_sender, shutdown) = watch::channel(false);
         tokio::task::spawn_local(wait_for_signal(shutdown_sender));
         let (library, assets) = look(&data).await?;
+        ensure!(
+            !work.labels.iter().any(|label| label == COMMANDS_LABEL),
+            "the label `{COMMANDS_LABEL}` comes with --allow-commands"
+        );
+        let commands = work.allow_commands.then(|| COMMANDS_LABEL.to_owned());
         let worker = RegisterWorker {
             id: worker_id(&state)?,
             name: work.name.unwrap_or_else(host),
             host: host(),
             version: VERSION.to_owned(),
             devices: device::reports(&work.devices),
-            labels: work.labels,
+            labels: work.labels.into_iter().chain(commands).collect(),
             address: work.address.unwrap_or_else(host),
             assets,
             draining: false,

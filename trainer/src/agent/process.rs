@@ -76,11 +76,13 @@ impl Process {
         })
     }
 
-    /// Sends a signal to the whole group, if the process still runs.
+    /// Sends a signal to the whole group, if the process still runs; SIGUSR1, which is for the process alone, to nobody
+    /// else.
     pub fn signal(self, signal: i32) {
         if self.is_alive() {
+            let target = if signal == libc::SIGUSR1 { self.pid } else { -self.pid };
             // SAFETY: kill takes two integers and touches no memory of ours.
-            let sent = unsafe { libc::kill(-self.pid, signal) };
+            let sent = unsafe { libc::kill(target, signal) };
             if sent != 0 {
                 tracing::warn!(pid = self.pid, signal, error = %std::io::Error::last_os_error(), "cannot signal");
             }
@@ -211,7 +213,7 @@ pub fn crash_reason(exit: Exit, out_of_memory: bool, folder: &Path) -> String {
     if out_of_memory {
         reason += "; the kernel killed a process for want of memory meanwhile";
     }
-    if let Some(line) = last_line(&folder.join(STDERR)) {
+    if let Some(line) = last_words(folder) {
         reason += &format!("; its last words: {line}");
     }
     reason
@@ -229,6 +231,11 @@ fn signal_name(signal: i32) -> String {
         _ => return format!("signal {signal}"),
     };
     format!("signal {signal} ({name})")
+}
+
+/// The last line that the process of a folder printed on stderr.
+pub fn last_words(folder: &Path) -> Option<String> {
+    last_line(&folder.join(STDERR))
 }
 
 fn last_line(path: &Path) -> Option<String> {

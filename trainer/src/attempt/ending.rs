@@ -27,7 +27,7 @@ pub const EXIT_PANIC: i32 = 101;
 /// The end of an attempt in its process's words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ending {
-    /// Succeeded, handed over, yielded or failed.
+    /// Succeeded, handed over, yielded, failed or, of a command, crashed.
     pub outcome: Outcome,
     /// Why, in a sentence; empty on success.
     pub reason: String,
@@ -49,16 +49,18 @@ impl Ending {
         Ending { outcome: Outcome::Yielded, reason: String::new() }
     }
 
+    /// The program ended otherwise than it should; another attempt may do better.
+    pub fn crashed(reason: &str) -> Ending {
+        Ending { outcome: Outcome::Crashed, reason: cut(reason) }
+    }
+
     /// Another attempt would fail in the same way.
     pub fn failed(error: &anyhow::Error) -> Ending {
         let mut reason: String = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
         if is_disk_full(error) {
             reason = format!("the worker's disk is full; make room and submit the run again ({reason})");
         }
-        if reason.chars().count() > REASON_MAX {
-            reason = reason.chars().take(REASON_MAX - 1).chain(['…']).collect();
-        }
-        Ending { outcome: Outcome::Failed, reason }
+        Ending { outcome: Outcome::Failed, reason: cut(&reason) }
     }
 
     /// What the process of this folder left behind; none if it has not ended, or crashed.
@@ -103,6 +105,14 @@ impl Ending {
         };
         write().with_context(|| format!("writing {FILE_NAME} in {}", folder.display()))
     }
+}
+
+/// As much of a reason as there is room for.
+fn cut(reason: &str) -> String {
+    if reason.chars().count() > REASON_MAX {
+        return reason.chars().take(REASON_MAX - 1).chain(['…']).collect();
+    }
+    reason.to_owned()
 }
 
 /// Whether a full disk is among an error's causes, also where a library kept only its text.

@@ -22,6 +22,12 @@ impl Asked {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Asks, as the signal does.
+    #[cfg(test)]
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     /// # Errors
     /// [`Yielded`] if the process has been asked: everything up to here is on disk.
     pub fn check(&self) -> Result<()> {

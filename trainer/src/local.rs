@@ -155,6 +155,8 @@ impl Local {
             attempt: 1,
             epoch: 0,
             device: self.device.clone(),
+            devices: vec![self.device.clone()],
+            gang: None,
             phase: if spec.kind == Kind::Evaluate { Phase::Evaluate } else { Phase::Train },
             spec,
             resume: None,

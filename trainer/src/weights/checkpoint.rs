@@ -48,7 +48,7 @@ impl Recipe {
     pub fn of(spec: &Spec) -> Result<Recipe> {
         let method = match spec.kind {
             Kind::Pretrain => Some(Method::Full {}),
-            Kind::Finetune | Kind::Evaluate => spec.method.clone(),
+            Kind::Finetune | Kind::Evaluate | Kind::Command => spec.method.clone(),
         };
         let (Some(method), Some(captions), Some(objective), Some(training)) =
             (method, &spec.captions, &spec.objective, &spec.training)

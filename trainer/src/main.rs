@@ -19,6 +19,7 @@ use causeway_trainer::weights::source::Hints;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Fine-tunes pretrained vision encoders and measures them along the line to their fine-tuned selves.
@@ -146,15 +147,19 @@ struct WorkArgs {
     /// Threads of one attempt; the cores shared out among the devices if not given.
     #[arg(long, env = "CAUSEWAY_THREADS")]
     threads: Option<u32>,
+    /// End after so many seconds without work: for a machine that is lent by a batch system.
+    #[arg(long, env = "CAUSEWAY_IDLE_SECONDS", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    idle_seconds: Option<u64>,
     #[command(flatten)]
     cache: CacheArgs,
 }
 
 impl WorkArgs {
     fn work(self) -> Work {
-        let WorkArgs { server, token_file, state, data, name, devices, threads, cache } = self;
-        let cache_bytes = cache.bytes();
-        Work { server, token_file, state, data: data.data, name, devices, threads, cache_bytes }
+        let cache_bytes = self.cache.bytes();
+        let idle = self.idle_seconds.map(Duration::from_secs);
+        let WorkArgs { server, token_file, state, data, name, devices, threads, .. } = self;
+        Work { server, token_file, state, data: data.data, name, devices, threads, cache_bytes, idle }
     }
 }
 

@@ -214,6 +214,8 @@ pub enum Outcome {
     Cancelled,
     /// Training is over and the evaluation's parts take over.
     HandedOver,
+    /// Its worker had to leave, and it went with its state kept: another attempt goes on from there.
+    Yielded,
 }
 
 /// The end of an attempt.

@@ -360,7 +360,7 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     let attempt_state = match end.outcome {
         Outcome::Succeeded | Outcome::HandedOver => "succeeded",
         Outcome::Failed | Outcome::Crashed => "failed",
-        Outcome::Cancelled => "cancelled",
+        Outcome::Cancelled | Outcome::Yielded => "cancelled",
     };
     let (next, reason) = match end.outcome {
         Outcome::Succeeded => (RunState::Succeeded, String::new()),
@@ -368,7 +368,7 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
         Outcome::Failed => (RunState::Failed, end.reason.clone()),
         _ if run.cancel_requested => (RunState::Cancelled, "cancelled".into()),
         // No try at the run was lost.
-        Outcome::HandedOver => (RunState::Queued, String::new()),
+        Outcome::HandedOver | Outcome::Yielded => (RunState::Queued, String::new()),
         _ if run.attempts < run.max_attempts => (RunState::Queued, String::new()),
         _ => (RunState::Failed, format!("{}; all {} attempts are used up", end.reason, run.max_attempts)),
     };
@@ -383,7 +383,7 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     .execute(&mut *conn)
     .await?;
     sqlx::query!("delete from lease where id = $1", lease.id).execute(&mut *conn).await?;
-    if end.outcome == Outcome::HandedOver {
+    if next == RunState::Queued && matches!(end.outcome, Outcome::HandedOver | Outcome::Yielded) {
         sqlx::query!("update run set attempts = attempts - 1 where id = $1", lease.run_id)
             .execute(&mut *conn)
             .await?;

@@ -5,6 +5,7 @@
 mod analyse;
 pub mod ending;
 pub mod environment;
+pub mod interrupt;
 mod kept;
 pub mod material;
 pub(crate) mod narrate;
@@ -24,8 +25,9 @@ use crate::weights::checkpoint::Recipe;
 use crate::weights::interpolate::Line;
 use analyse::Analyse;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Phase, Spec, WeightSource};
+use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Outcome, Phase, Spec, WeightSource};
 use ending::Ending;
+use interrupt::Interrupted;
 use material::Material;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,15 +89,20 @@ pub fn run(folder: &Path) -> i32 {
     let ended = match &attempted {
         Ok(Done::All) => Ending::succeeded(),
         Ok(Done::Training) => Ending::handed_over(),
-        Err(error) => Ending::failed(error),
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(interrupted) => Ending::yielded(*interrupted),
+            None => Ending::failed(error),
+        },
     };
-    if let Err(error) = &attempted {
+    if ended.outcome == Outcome::Yielded {
+        eprintln!("{}", ended.reason);
+    } else if let Err(error) = &attempted {
         eprintln!("{error:?}");
         eprintln!("failed: {}", ended.reason);
     }
     match (ended.write(folder), &attempted) {
-        (Ok(()), Ok(_)) => 0,
-        (Ok(()), Err(_)) => ending::EXIT_FAILED,
+        (Ok(()), _) if ended.outcome != Outcome::Failed => 0,
+        (Ok(()), _) => ending::EXIT_FAILED,
         (Err(error), _) => {
             eprintln!("{error:#}");
             let full =
@@ -271,6 +278,7 @@ impl<'a> Attempt<'a> {
             narrate::shown(method, objective).iter().for_each(|line| narrate::say(line));
         }
         let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;
+        interrupt::listen();
         let checkpoint = train::train(TrainRun {
             spec,
             backbone,
@@ -284,6 +292,7 @@ impl<'a> Attempt<'a> {
             device: self.device,
             journal: &mut |event| tell(self.journal, event),
         })?;
+        interrupt::obey();
         Ok(self.folder.join(checkpoint.file))
     }
 

@@ -150,16 +150,23 @@ struct WorkArgs {
     /// End after so many seconds without work: for a machine that is lent by a batch system.
     #[arg(long, env = "CAUSEWAY_IDLE_SECONDS", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     idle_seconds: Option<u64>,
+    /// When told to end (SIGTERM), how many seconds an attempt gets to keep its state and ship it.
+    #[arg(long, env = "CAUSEWAY_GRACE_SECONDS", value_name = "SECONDS", default_value_t = GRACE_SECONDS)]
+    grace_seconds: u64,
     #[command(flatten)]
     cache: CacheArgs,
 }
+
+/// Enough for a step and a state of the usual size.
+const GRACE_SECONDS: u64 = 10;
 
 impl WorkArgs {
     fn work(self) -> Work {
         let cache_bytes = self.cache.bytes();
         let idle = self.idle_seconds.map(Duration::from_secs);
+        let grace = Duration::from_secs(self.grace_seconds);
         let WorkArgs { server, token_file, state, data, name, devices, threads, .. } = self;
-        Work { server, token_file, state, data: data.data, name, devices, threads, cache_bytes, idle }
+        Work { server, token_file, state, data: data.data, name, devices, threads, cache_bytes, idle, grace }
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Work {
     pub cache_bytes: u64,
     /// Ends after so long without work.
     pub idle: Option<Duration>,
+    /// How long attempts may take to keep their state and ship it when the agent is told to end.
+    pub grace: Duration,
 }
 
 /// What every attempt on this worker has in common.
@@ -70,6 +72,8 @@ pub struct Settings {
     threads: u32,
     /// Where features are kept, for all attempts.
     cache: Place,
+    /// How long an attempt may take to leave once the agent is to end.
+    grace: Duration,
     /// True once the agent is to end.
     shutdown: watch::Receiver<bool>,
 }
@@ -120,7 +124,7 @@ impl Agent {
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
             client: Client::new(&work.server, &work.token_file)?,
-            settings: Arc::new(Settings { data, threads, cache, shutdown }),
+            settings: Arc::new(Settings { data, threads, cache, grace: work.grace, shutdown }),
             worker,
             attempts: state.join("attempts"),
             tasks: JoinSet::new(),

@@ -1,6 +1,7 @@
 //! How an attempt ended, as its process leaves it behind: `result.json`, on disk before the process exits. A process
 //! that leaves none crashed. Room for the file is taken at the start, so that a full disk can still be told.
 
+use super::interrupt::Interrupted;
 use anyhow::{Context, Result};
 use causeway_protocol::Outcome;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ pub const EXIT_PANIC: i32 = 101;
 /// The end of an attempt in its process's words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ending {
-    /// Succeeded, handed over or failed.
+    /// Succeeded, handed over, yielded or failed.
     pub outcome: Outcome,
     /// Why, in a sentence; empty on success.
     pub reason: String,
@@ -42,6 +43,11 @@ impl Ending {
     /// Training is over, and the parts of the evaluation go on.
     pub fn handed_over() -> Ending {
         Ending { outcome: Outcome::HandedOver, reason: String::new() }
+    }
+
+    /// It left when it was told to; another attempt goes on from its state.
+    pub fn yielded(interrupted: Interrupted) -> Ending {
+        Ending { outcome: Outcome::Yielded, reason: interrupted.to_string() }
     }
 
     /// Another attempt would fail in the same way.

@@ -2,6 +2,7 @@
 
 use causeway_server::{
     client::{self, Connection},
+    launch::{self, LaunchArgs},
     serve::{ServeArgs, serve},
 };
 use clap::{Args, Parser, Subcommand};
@@ -28,6 +29,8 @@ enum Command {
     Cancel(ClientArgs<client::CancelArgs>),
     /// Put checkpoints side by side
     Compare(ClientArgs<client::CompareArgs>),
+    /// Workers from a batch system: Slurm, LSF, Kubernetes
+    Launch(LaunchArgs),
     /// Print every point of an experiment as CSV
     Export(ClientArgs<client::ExportArgs>),
 }
@@ -63,6 +66,7 @@ async fn main() -> std::process::ExitCode {
         Command::Watch(args) => client::watch(&args.connection, args.own).await,
         Command::Cancel(args) => client::cancel(&args.connection, args.own).await,
         Command::Compare(args) => client::compare(&args.connection, args.own).await,
+        Command::Launch(args) => launch::launch(args).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,
     };
     match done {

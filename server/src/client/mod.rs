@@ -5,7 +5,7 @@ mod results;
 mod spec_file;
 mod submit;
 
-pub use http::Connection;
+pub use http::{Connection, Server};
 pub use results::{CompareArgs, ExportArgs, compare, export};
 pub use spec_file::expand;
 pub use submit::{CancelArgs, RunsArgs, SubmitArgs, WatchArgs, cancel, runs, submit, watch};

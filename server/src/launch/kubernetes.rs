@@ -157,3 +157,6 @@ fn dns_label(option: &str, name: &str) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

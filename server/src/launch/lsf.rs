@@ -127,8 +127,15 @@ mod tests {
     use crate::launch::pilot::tests::args;
 
     fn summit() -> LsfArgs {
+        let pilot = PilotArgs {
+            data: vec!["/gpfs/proj/data".into()],
+            work_dir: "/gpfs/proj/causeway".into(),
+            trainer: Some("/gpfs/proj/bin/causeway-trainer".into()),
+            setup: Vec::new(),
+            ..args()
+        };
         LsfArgs {
-            pilot: PilotArgs { data: vec!["/gpfs/data".into()], work_dir: "/gpfs/cw".into(), ..args() },
+            pilot,
             pilots: 4,
             project: Some("ABC123".into()),
             queue: None,
@@ -136,21 +143,45 @@ mod tests {
             gpus: 6,
             cores: 42,
             jsrun: true,
-            bsub: vec!["-alloc_flags gpudefault".into()],
+            bsub: Vec::new(),
             print: true,
         }
     }
 
     #[test]
     fn on_summit_a_pilot_has_a_node_of_six_gpus_through_jsrun() {
-        insta::assert_snapshot!(summit().text().unwrap(), @"");
+        assert_eq!(summit().text().unwrap(), include_str!("../../../docker/lsf/pilots.lsf"));
     }
 
     #[test]
     fn on_another_lsf_the_trainer_takes_the_place_of_the_script() {
+        let queue = Some("gpu".into());
         let plain =
-            LsfArgs { jsrun: false, gpus: 2, cores: 8, queue: Some("gpu".into()), bsub: vec![], ..summit() };
-        insta::assert_snapshot!(plain.text().unwrap(), @"");
+            LsfArgs { jsrun: false, gpus: 2, cores: 8, queue, bsub: vec!["-M 64GB".into()], ..summit() };
+        let text = plain.text().unwrap();
+        let options: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#BSUB ")).collect();
+        assert_eq!(
+            options,
+            [
+                "-J \"causeway[1-4]\"",
+                "-W 2:00",
+                "-wa TERM",
+                "-wt 2",
+                "-rn",
+                "-o /gpfs/proj/causeway/log/causeway-%I.out",
+                "-P ABC123",
+                "-q gpu",
+                "-n 8",
+                "-R \"span[hosts=1]\"",
+                "-gpu \"num=2\"",
+                "-M 64GB",
+            ]
+        );
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.starts_with("exec /gpfs/proj/bin/causeway-trainer work --server http://head:7411 "),
+            "{last}"
+        );
     }
 
     #[test]

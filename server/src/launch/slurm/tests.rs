@@ -19,16 +19,25 @@ pub fn slurm(options: &[&str]) -> Slurm {
 
 #[test]
 fn a_pilots_script_says_everything_but_the_secret() {
-    let slurm = slurm(&[
+    let words = [
+        "--trainer=/scratch/me/bin/causeway-trainer",
         "--partition=gpu",
         "--account=lab",
         "--gres=gpu:a100:2",
-        "--time=4:00:00",
+        "--time=8:00:00",
         "--memory=64G",
         "--cpus=16",
-        "--sbatch=--constraint=nvme",
-    ]);
-    insta::assert_snapshot!(slurm.script(3).unwrap(), @"");
+        "--setup=module load cuda",
+    ];
+    let words = ["slurm", "--work-dir=/scratch/me/causeway", "--data=/scratch/me/data"].iter().chain(&words);
+    let example = Slurm { args: Line::try_parse_from(words).unwrap().args, ..slurm(&[]) };
+    assert_eq!(example.script(0).unwrap(), include_str!("../../../../docker/slurm/pilot.sbatch"));
+    let other = slurm(&["--sbatch=--constraint=a100|h100", "--qos=high"]).script(3).unwrap();
+    for line in
+        ["#SBATCH --job-name=causeway-9f86d081-3", "#SBATCH --qos=high", "#SBATCH --constraint=a100|h100"]
+    {
+        assert!(other.lines().any(|own| own == line), "{other}");
+    }
 }
 
 #[test]

@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(1800));
 /// How long a run may wait beside a free worker that could have it before it counts as waiting for something else.
 const UNTAKEN: Duration = Duration::from_secs(30);
+/// Longest that a job is taken to have run: it only has to be longer than any.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Slurm's reasons for waiting that say nothing but that others were first.
 const PATIENT: [&str; 6] = ["None", "Priority", "Resources", "Dependency", "BeginTime", "Cleaning"];
 
@@ -76,6 +78,7 @@ impl Launcher<'_> {
         said.extend(stuck);
 
         let decision = decide::decide(&situation(slurm, &jobs, &waiting, &workers, here.as_ref()));
+        let dead = dead_nodes(slurm, &jobs, &workers);
         self.memory.note_fits(&decision.fits, &waiting, now);
         said.extend(decision.never.iter().map(|(run, why)| format!("no pilot for the run {run}: {why}")));
         let held = jobs.iter().filter(|job| job.state == JobState::Pending);
@@ -89,11 +92,11 @@ impl Launcher<'_> {
         }
         if self.memory.not_before.is_none_or(|at| at <= now) {
             for slot in decision.submit {
-                match slurm.submit(slot).await {
+                match slurm.submit(slot, &dead).await {
                     Ok(job) => {
                         tracing::info!(job, slot, waiting = waiting.len(), "submitted a pilot");
-                        let name = slurm.worker_name(slot, job);
-                        self.memory.pilots.insert(job, Seen { slot, name, registered: false });
+                        let since = OffsetDateTime::now_utc();
+                        self.memory.pilots.insert(job, Seen { slot, since, registered: false });
                     }
                     Err(error) => {
                         self.memory.failed(now);
@@ -122,9 +125,7 @@ fn situation(
     let offer =
         Offer { devices: slurm.args.devices().len() as u32, assets: assets::held(told.as_ref(), here) };
     let pilots = jobs.iter().map(|job| {
-        let name = slurm.worker_name(job.slot, job.id);
-        let worker = workers.iter().find(|worker| worker.name == name);
-        let doing = match (job.state, worker.map(|worker| worker.state.as_str())) {
+        let doing = match (job.state, worker_of(slurm, job, workers).map(|worker| worker.state.as_str())) {
             (JobState::Pending, _) => Doing::Waiting,
             (JobState::Running, None) => Doing::Starting,
             (JobState::Running, Some("ready")) => Doing::Working,
@@ -141,6 +142,32 @@ fn situation(
     }
 }
 
+/// The worker that a job's pilot is, once the server has heard of it. The pilot before it on that node was the same
+/// worker, so only one that was heard of since the job began counts.
+fn worker_of<'a>(slurm: &Slurm, job: &Job, workers: &'a [Worker]) -> Option<&'a Worker> {
+    let name = slurm.worker_name(job.slot, &job.node);
+    let since = began(job);
+    workers.iter().find(|worker| worker.name == name && worker.seen_at >= since)
+}
+
+/// When a job got its node, or this moment if it waits.
+fn began(job: &Job) -> OffsetDateTime {
+    let elapsed = job.elapsed.min(LONGEST.as_secs());
+    OffsetDateTime::now_utc() - Duration::from_secs(elapsed)
+}
+
+/// Nodes where a pilot has fallen silent. Slurm takes them for alive until its own timeout, and would start the next
+/// pilot on the node that has so much room.
+fn dead_nodes(slurm: &Slurm, jobs: &[Job], workers: &[Worker]) -> Vec<String> {
+    let silent = |job: &&Job| {
+        let worker = worker_of(slurm, job, workers);
+        job.state == JobState::Running
+            && worker.is_some_and(|worker| ["suspect", "lost"].contains(&worker.state.as_str()))
+    };
+    let nodes: BTreeSet<&str> = jobs.iter().filter(silent).map(|job| job.node.as_str()).collect();
+    nodes.into_iter().map(str::to_owned).collect()
+}
+
 /// What a launcher remembers.
 #[derive(Default)]
 struct Memory {
@@ -155,8 +182,8 @@ struct Memory {
 
 struct Seen {
     slot: u32,
-    /// Its worker's name.
-    name: String,
+    /// A moment after which its worker, and no earlier one of its slot, was heard of.
+    since: OffsetDateTime,
     /// Whether the server has heard of it.
     registered: bool,
 }
@@ -165,11 +192,13 @@ impl Memory {
     /// Compares the pilots with those of the pass before. One that is gone without the server having heard of it has
     /// failed: the next waits a while, so that a broken set-up does not become a stream of jobs.
     fn look_back(&mut self, slurm: &Slurm, jobs: &[Job], workers: &[Worker], now: Instant) -> Vec<String> {
-        let names: BTreeSet<&str> = workers.iter().map(|worker| worker.name.as_str()).collect();
         let mut said = Vec::new();
         let mut one_came = false;
         for (job, seen) in &mut self.pilots {
-            let came = !seen.registered && names.contains(seen.name.as_str());
+            let name = slurm.worker_name(seen.slot, "");
+            let heard =
+                workers.iter().any(|worker| worker.name.starts_with(&name) && worker.seen_at >= seen.since);
+            let came = !seen.registered && heard;
             (seen.registered, one_came) = (seen.registered || came, one_came || came);
             if !seen.registered && jobs.iter().all(|other| other.id != *job) {
                 let log = slurm.log(seen.slot);
@@ -181,16 +210,13 @@ impl Memory {
         } else if one_came {
             (self.failures, self.not_before) = (0, None);
         }
-        let mut pilots = std::mem::take(&mut self.pilots);
+        let pilots = std::mem::take(&mut self.pilots);
         self.pilots = jobs
             .iter()
             .map(|job| {
-                let fresh = || {
-                    let name = slurm.worker_name(job.slot, job.id);
-                    let registered = names.contains(name.as_str());
-                    Seen { slot: job.slot, name, registered }
-                };
-                (job.id, pilots.remove(&job.id).unwrap_or_else(fresh))
+                let registered = job.state != JobState::Pending && worker_of(slurm, job, workers).is_some();
+                let registered = registered || pilots.get(&job.id).is_some_and(|seen| seen.registered);
+                (job.id, Seen { slot: job.slot, since: began(job), registered })
             })
             .collect();
         said

@@ -88,10 +88,10 @@ pub async fn run(args: &SlurmArgs, stop: CancellationToken) -> Result<()> {
     let server = args.pilot.pilot_server.as_deref().unwrap_or(reader.url()).trim_end_matches('/').to_owned();
     let slurm = Slurm { args: args.clone(), prefix: format!("causeway-{name}-"), server };
     if args.print {
-        print!("{}", slurm.script(0)?);
+        print!("{}", slurm.script(0, &[])?);
         return Ok(());
     }
-    slurm.script(0)?;
+    slurm.script(0, &[])?;
     slurm.jobs().await?;
     args.provide_token(&reader, &name).await?;
     keep::keep(&slurm, reader, stop).await
@@ -213,14 +213,19 @@ pub struct Job {
     pub slot: u32,
     /// What Slurm does with it.
     pub state: JobState,
+    /// Since when it has its node, in seconds.
+    pub elapsed: u64,
+    /// Its node; empty as long as it waits.
+    pub node: String,
     /// Why it waits, in Slurm's word.
     pub reason: String,
 }
 
 impl Slurm {
-    /// The name of a pilot's worker: its job's name and id.
-    pub fn worker_name(&self, slot: u32, job: u64) -> String {
-        format!("{}{slot}.{job}", self.prefix)
+    /// The name of a pilot's worker: its job's name and its node. The next pilot of the slot on that node is the same
+    /// worker, with what the one before has left there.
+    pub fn worker_name(&self, slot: u32, node: &str) -> String {
+        format!("{}{slot}.{node}", self.prefix)
     }
 
     /// Whether a worker is a pilot of ours.
@@ -233,8 +238,8 @@ impl Slurm {
         self.args.pilot.work_dir.join(format!("log/{}{slot}.out", self.prefix)).to_string_lossy().into_owned()
     }
 
-    /// The batch script of a pilot.
-    pub fn script(&self, slot: u32) -> Result<String> {
+    /// The batch script of a pilot that is to keep off some nodes.
+    pub fn script(&self, slot: u32, without: &[String]) -> Result<String> {
         let SlurmArgs { pilot, partition, account, qos, gres, time, memory, cpus, sbatch, .. } = &self.args;
         let mut script = String::from("#!/bin/bash -l\n");
         let mut option = |name: &str, value: &str| -> Result<()> {
@@ -261,16 +266,19 @@ impl Slurm {
         for (name, value) in given {
             value.as_deref().map(|value| option(name, value)).transpose()?;
         }
+        if !without.is_empty() {
+            option("exclude", &without.join(","))?;
+        }
         writeln!(script, "#SBATCH --output={log}/%x.out\n#SBATCH --no-requeue")?;
         for option in sbatch {
             writeln!(script, "#SBATCH {option}")?;
         }
         let work = pilot.work_dir.to_string_lossy();
-        let name = "\"$SLURM_JOB_NAME.$SLURM_JOB_ID\"";
+        let name = "\"$SLURM_JOB_NAME.$SLURMD_NODENAME\"";
         let command = pilot.command(&self.server, &self.args.devices(), "\"$state\"", name)?;
         writeln!(
             script,
-            "\nset -e\numask 077\n{setup}\
+            "\nset -e\numask 077\nexport NO_COLOR=1\n{setup}\
              # A node's own folder for each pilot: process ids and locks in it are of that node.\n\
              state={work}/nodes/$SLURMD_NODENAME/pilot-{slot}\n\
              mkdir -p \"$state\"\n\
@@ -287,7 +295,7 @@ impl Slurm {
     /// If Slurm does not answer.
     pub async fn jobs(&self) -> Result<Vec<Job>> {
         // The name comes last: it is the one field that could hold the separator.
-        let text = call("squeue", &["--noheader", "--me", "--format=%A|%T|%r|%j"], "").await?;
+        let text = call("squeue", &["--noheader", "--me", "--format=%A|%T|%M|%N|%r|%j"], "").await?;
         parse_jobs(&text, &self.prefix)
     }
 
@@ -295,8 +303,8 @@ impl Slurm {
     ///
     /// # Errors
     /// If Slurm refuses it.
-    pub async fn submit(&self, slot: u32) -> Result<u64> {
-        let said = call("sbatch", &["--parsable"], &self.script(slot)?).await?;
+    pub async fn submit(&self, slot: u32, without: &[String]) -> Result<u64> {
+        let said = call("sbatch", &["--parsable"], &self.script(slot, without)?).await?;
         // In a federation the cluster's name follows.
         let id = said.trim().split(';').next().unwrap_or_default();
         id.parse().with_context(|| format!("sbatch answered {said:?}, which is no job id"))
@@ -317,9 +325,9 @@ impl Slurm {
 fn parse_jobs(text: &str, prefix: &str) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
     for line in text.lines() {
-        let fields: Vec<&str> = line.splitn(4, '|').collect();
-        let [id, state, reason, name] = fields[..] else {
-            bail!("squeue printed {line:?}, which is not id|state|reason|name");
+        let fields: Vec<&str> = line.splitn(6, '|').collect();
+        let [id, state, elapsed, node, reason, name] = fields[..] else {
+            bail!("squeue printed {line:?}, which is not id|state|time|node|reason|name");
         };
         let Some(slot) = name.strip_prefix(prefix).and_then(|slot| slot.parse().ok()) else { continue };
         let id = id.parse().with_context(|| format!("squeue printed {line:?}: {id:?} is no job id"))?;
@@ -328,7 +336,9 @@ fn parse_jobs(text: &str, prefix: &str) -> Result<Vec<Job>> {
             "RUNNING" | "CONFIGURING" | "SUSPENDED" | "RESIZING" | "SIGNALING" => JobState::Running,
             _ => JobState::Ending,
         };
-        jobs.push(Job { id, slot, state, reason: reason.to_owned() });
+        // Slurm says INVALID where the clocks of its machines do not agree.
+        let elapsed = seconds(elapsed).unwrap_or(0);
+        jobs.push(Job { id, slot, state, elapsed, node: node.to_owned(), reason: reason.to_owned() });
     }
     Ok(jobs)
 }

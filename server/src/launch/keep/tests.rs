@@ -4,12 +4,17 @@ use super::*;
 use crate::launch::{decide::Need, slurm::tests::slurm};
 use serde_json::json;
 
-fn job(id: u64, slot: u32, state: JobState) -> Job {
-    Job { id, slot, state, reason: "None".to_owned() }
+/// A job on the node n1 that began so many seconds ago, if it has begun.
+fn job(id: u64, slot: u32, state: JobState, elapsed: u64) -> Job {
+    let node = if state == JobState::Pending { "" } else { "n1" };
+    Job { id, slot, state, elapsed, node: node.to_owned(), reason: "None".to_owned() }
 }
 
-fn worker(name: &str, state: &str, seen_at: &str, assets: &[&str]) -> Worker {
+/// A worker that was heard of so many seconds ago.
+fn worker(name: &str, state: &str, seconds: i64, assets: &[&str]) -> Worker {
     let assets: Vec<_> = assets.iter().map(|name| json!({"name": name})).collect();
+    let seen_at = OffsetDateTime::now_utc() - time::Duration::seconds(seconds);
+    let seen_at = seen_at.format(&time::format_description::well_known::Rfc3339).unwrap();
     let worker = json!({"name": name, "state": state, "devices": ["cpu"], "assets": assets, "seen_at": seen_at, "leases": []});
     serde_json::from_value(worker).unwrap()
 }
@@ -25,21 +30,29 @@ fn waiting(run: &str, why: &str) -> Waiting {
 fn a_pilot_is_what_slurm_and_the_server_say_of_it_together() {
     use JobState::{Ending, Pending, Running};
     let slurm = slurm(&["--max-pilots=9"]);
-    let jobs =
-        [job(1, 0, Pending), job(2, 1, Running), job(3, 2, Running), job(4, 3, Running), job(5, 4, Ending)];
+    let jobs = [
+        job(1, 0, Pending, 0),
+        job(2, 1, Running, 20),
+        job(3, 2, Running, 500),
+        job(4, 3, Running, 500),
+        job(5, 4, Ending, 500),
+    ];
     let workers = [
-        worker("causeway-9f86d081-2.3", "ready", "2026-01-01T00:00:05Z", &["vit"]),
-        worker("causeway-9f86d081-3.4", "suspect", "2026-01-01T00:00:09Z", &["vit", "birds"]),
-        // The worker of an earlier job in the same slot, and somebody else's.
-        worker("causeway-9f86d081-1.1", "lost", "2026-01-01T00:00:01Z", &[]),
-        worker("a desk", "ready", "2026-01-01T00:00:10Z", &["words"]),
+        worker("causeway-9f86d081-2.n1", "ready", 5, &["vit"]),
+        worker("causeway-9f86d081-3.n1", "suspect", 4, &["vit", "birds"]),
+        // What the pilot before job 2 was, a pilot of that slot on another node, and somebody else.
+        worker("causeway-9f86d081-1.n1", "lost", 300, &[]),
+        worker("causeway-9f86d081-1.n2", "ready", 8, &[]),
+        worker("a desk", "ready", 1, &["words"]),
     ];
     let situation = situation(&slurm, &jobs, &[], &workers, None);
     let doing: Vec<Doing> = situation.pilots.iter().map(|pilot| pilot.doing).collect();
     assert_eq!(doing, [Doing::Waiting, Doing::Starting, Doing::Working, Doing::Leaving, Doing::Leaving]);
     let held: Vec<String> = situation.offer.assets.unwrap().into_iter().collect();
     assert_eq!(held, ["birds", "vit"], "the pilot that was heard of last is believed");
-    assert_eq!((situation.offer.devices, situation.free.len(), situation.max_pilots), (1, 2, 9));
+    assert_eq!((situation.offer.devices, situation.free.len(), situation.max_pilots), (1, 3, 9));
+    assert_eq!(dead_nodes(&slurm, &jobs, &workers), ["n1"], "for the sake of job 4");
+    assert_eq!(dead_nodes(&slurm, &jobs[..3], &workers), [""; 0]);
 }
 
 #[test]
@@ -47,10 +60,11 @@ fn a_pilot_that_dies_before_the_server_hears_of_it_makes_the_next_wait_longer_ea
     let slurm = slurm(&[]);
     let now = Instant::now();
     let mut memory = Memory::default();
+    let earlier = [worker("causeway-9f86d081-0.n1", "lost", 60, &[])];
     let pauses: Vec<u64> = [1, 2, 3]
         .map(|id| {
-            assert!(memory.look_back(&slurm, &[job(id, 0, JobState::Pending)], &[], now).is_empty());
-            let said = memory.look_back(&slurm, &[], &[], now);
+            assert!(memory.look_back(&slurm, &[job(id, 0, JobState::Pending, 0)], &earlier, now).is_empty());
+            let said = memory.look_back(&slurm, &[], &earlier, now);
             assert!(said[0].contains(&format!("pilot {id} ended")), "{said:?}");
             assert!(said[0].contains("/scratch/cw/log/causeway-9f86d081-0.out"), "{said:?}");
             memory.not_before.unwrap().duration_since(now).as_secs()
@@ -63,9 +77,9 @@ fn a_pilot_that_dies_before_the_server_hears_of_it_makes_the_next_wait_longer_ea
     assert_eq!(memory.not_before, Some(now + PAUSE.1));
 
     // One that arrives puts an end to it, and is missed by nobody when it has done its work.
-    memory.look_back(&slurm, &[job(9, 0, JobState::Running)], &[], now);
-    let arrived = [worker("causeway-9f86d081-0.9", "ready", "2026-01-01T00:00:00Z", &[])];
-    memory.look_back(&slurm, &[job(9, 0, JobState::Running)], &arrived, now);
+    memory.look_back(&slurm, &[job(9, 0, JobState::Running, 30)], &earlier, now);
+    let arrived = [worker("causeway-9f86d081-0.n1", "ready", 1, &[])];
+    memory.look_back(&slurm, &[job(9, 0, JobState::Running, 31)], &arrived, now);
     assert_eq!((memory.failures, memory.not_before), (0, None));
     assert!(memory.look_back(&slurm, &[], &arrived, now).is_empty());
     assert_eq!(memory.not_before, None);

@@ -31,41 +31,53 @@ fn a_pilots_script_says_everything_but_the_secret() {
     ];
     let words = ["slurm", "--work-dir=/scratch/me/causeway", "--data=/scratch/me/data"].iter().chain(&words);
     let example = Slurm { args: Line::try_parse_from(words).unwrap().args, ..slurm(&[]) };
-    assert_eq!(example.script(0).unwrap(), include_str!("../../../../docker/slurm/pilot.sbatch"));
-    let other = slurm(&["--sbatch=--constraint=a100|h100", "--qos=high"]).script(3).unwrap();
-    for line in
-        ["#SBATCH --job-name=causeway-9f86d081-3", "#SBATCH --qos=high", "#SBATCH --constraint=a100|h100"]
-    {
+    assert_eq!(example.script(0, &[]).unwrap(), include_str!("../../../../docker/slurm/pilot.sbatch"));
+    let other = slurm(&["--sbatch=--constraint=a100|h100", "--qos=high"])
+        .script(3, &["n1".to_owned(), "n2".to_owned()])
+        .unwrap();
+    for line in [
+        "#SBATCH --job-name=causeway-9f86d081-3",
+        "#SBATCH --qos=high",
+        "#SBATCH --exclude=n1,n2",
+        "#SBATCH --constraint=a100|h100",
+    ] {
         assert!(other.lines().any(|own| own == line), "{other}");
     }
 }
 
 #[test]
 fn of_what_squeue_prints_only_this_launchers_pilots_are_taken() {
-    use JobState::{Ending, Pending, Running};
+    use JobState::{Pending, Running};
     let jobs = parse_jobs(include_str!("squeue.txt"), "causeway-9f86d081-").unwrap();
-    let told: Vec<_> = jobs.iter().map(|job| (job.id, job.slot, job.state, job.reason.as_str())).collect();
+    let told: Vec<_> = jobs
+        .iter()
+        .map(|job| (job.id, job.slot, job.state, job.elapsed, &job.node[..], &job.reason[..]))
+        .collect();
     assert_eq!(
         told,
         [
-            (12, 3, Pending, "Resources"),
-            (13, 12, Pending, "Priority"),
-            (14, 0, Pending, "Dependency"),
-            (18, 7, Pending, "PartitionTimeLimit"),
-            (9, 0, Running, "None"),
-            (10, 1, Running, "None"),
-            (11, 2, Running, "None"),
-            (19, 5, Ending, "None"),
+            (23, 3, Pending, 0, "", "Resources"),
+            (24, 12, Pending, 0, "", "Priority"),
+            (25, 0, Pending, 0, "", "Dependency"),
+            (27, 7, Pending, 0, "", "PartitionTimeLimit"),
+            (29, 5, Pending, 0, "", "Priority"),
+            (20, 0, Running, 1, "n1", "None"),
+            (21, 1, Running, 1, "n2", "None"),
+            (22, 2, Running, 1, "n3", "None"),
         ]
     );
+    let ending = "19|COMPLETING|1-00:02:03|n1|None|causeway-9f86d081-5\n";
+    let ending = parse_jobs(ending, "causeway-9f86d081-").unwrap().remove(0);
+    assert_eq!((ending.state, ending.elapsed), (JobState::Ending, 86_523));
     assert_eq!(parse_jobs("", "causeway-9f86d081-").unwrap(), []);
 }
 
 #[test]
 fn what_is_not_squeues_is_told_and_not_taken_for_an_empty_queue() {
-    for bad in
-        ["slurm_load_jobs error: Unable to contact slurm controller", "x|RUNNING|None|causeway-9f86d081-1"]
-    {
+    for bad in [
+        "slurm_load_jobs error: Unable to contact slurm controller",
+        "x|RUNNING|0:01|n1|None|causeway-9f86d081-1",
+    ] {
         let error = parse_jobs(bad, "causeway-9f86d081-").unwrap_err();
         assert!(format!("{error:#}").contains(bad), "{error:#}");
     }
@@ -110,23 +122,23 @@ fn a_wrong_option_is_refused_by_its_name() {
         let error = slurm(&[option]).args.check().unwrap_err().to_string();
         assert!(error.starts_with(what), "{error}");
     }
-    let error = slurm(&["--partition=gpu\nrm"]).script(0).unwrap_err().to_string();
+    let error = slurm(&["--partition=gpu\nrm"]).script(0, &[]).unwrap_err().to_string();
     assert!(error.starts_with("--partition"), "{error}");
     slurm(&["--time=4:00:00"]).args.check().unwrap();
 }
 
 #[test]
-fn a_pilots_worker_is_known_by_its_jobs_name_and_id() {
+fn a_pilots_worker_is_known_by_its_jobs_name_and_node() {
     let slurm = slurm(&[]);
-    assert_eq!(slurm.worker_name(3, 117), "causeway-9f86d081-3.117");
-    assert!(slurm.is_ours("causeway-9f86d081-3.117"));
-    assert!(!slurm.is_ours("causeway-1b4f0e98-3.117"));
+    assert_eq!(slurm.worker_name(3, "n7"), "causeway-9f86d081-3.n7");
+    assert!(slurm.is_ours("causeway-9f86d081-3.n7"));
+    assert!(!slurm.is_ours("causeway-1b4f0e98-3.n7"));
 }
 
 #[test]
 fn the_script_is_sound_bash() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), slurm(&[]).script(0).unwrap()).unwrap();
+    std::fs::write(file.path(), slurm(&[]).script(0, &[]).unwrap()).unwrap();
     let checked = std::process::Command::new("bash").arg("-n").arg(file.path()).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }

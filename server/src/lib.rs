@@ -27,6 +27,7 @@ pub mod estimate;
 pub mod experiments;
 pub mod figures;
 pub mod ingest;
+pub mod launch;
 pub mod leases;
 pub mod lines;
 pub mod measured;

@@ -2,6 +2,7 @@
 
 use causeway_server::{
     client::{self, Connection},
+    launch::{self, LaunchArgs},
     serve::{ServeArgs, serve},
 };
 use clap::{Args, Parser, Subcommand};
@@ -42,6 +43,8 @@ enum Command {
     Projects(ClientArgs<Projects>),
     /// Put checkpoints side by side
     Compare(ClientArgs<client::CompareArgs>),
+    /// Workers from a batch system: Slurm, LSF, Kubernetes
+    Launch(LaunchArgs),
     /// Print every point of an experiment as CSV
     Export(ClientArgs<client::ExportArgs>),
 }
@@ -100,6 +103,7 @@ async fn main() -> std::process::ExitCode {
         Command::Workers(args) => client::workers(&args.connection, args.own.command).await,
         Command::Projects(args) => client::projects(&args.connection, args.own.command).await,
         Command::Compare(args) => client::compare(&args.connection, args.own).await,
+        Command::Launch(args) => launch::launch(args).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,
     };
     match done {

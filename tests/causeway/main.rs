@@ -12,3 +12,4 @@ mod end_to_end;
 mod kills;
 mod queue;
 mod scheduler;
+mod yields;

@@ -6,7 +6,7 @@ mod results;
 mod spec_file;
 mod submit;
 
-pub use http::Connection;
+pub use http::{Connection, Server};
 pub use queue::{CloneArgs, ProjectsCommand, RunIds, WorkersCommand, act, clone, projects, queue, workers};
 pub use results::{CompareArgs, ExportArgs, compare, export};
 pub use spec_file::expand;

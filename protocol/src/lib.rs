@@ -12,6 +12,7 @@ mod journal;
 mod lease;
 mod method;
 mod retention;
+mod search;
 mod spec;
 mod state;
 mod validate;
@@ -41,6 +42,9 @@ pub use method::{
     Selection, Selective, TokenReplay,
 };
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
+pub use search::{
+    Axis, Direction, Search, SearchObjective, SearchPoint, SeriesValue, Strategy, parse_search, point_words,
+};
 pub use spec::{
     Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,
     Schedule, Soup, Spec, Training, View, WeightSource, Weights,

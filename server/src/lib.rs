@@ -36,6 +36,7 @@ pub mod pages;
 pub mod postgres;
 pub mod runs;
 pub mod scheduler;
+pub mod search;
 pub mod serve;
 pub mod wake;
 pub mod workers;
@@ -109,6 +110,13 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::list_runs, runs::create_run))
         .routes(routes!(runs::get_run_handler, runs::update_run))
         .routes(routes!(runs::cancel_run_handler))
+        .routes(routes!(search::list_searches, search::create_search))
+        .routes(routes!(search::get_search_handler))
+        .routes(routes!(search::list_search_decisions))
+        .routes(routes!(search::pause_search))
+        .routes(routes!(search::resume_search))
+        .routes(routes!(search::extend_search))
+        .routes(routes!(search::cancel_search))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(metrics::export_metrics))
         .routes(routes!(metrics::get_logs))

@@ -7,7 +7,7 @@ use crate::{
     blobs::{self, Blobs},
     database,
     postgres::Embedded,
-    router, scheduler,
+    router, scheduler, search,
     wake::Wake,
 };
 use anyhow::{Context, Result};
@@ -94,6 +94,7 @@ async fn serve_with(args: &ServeArgs, url: &str, stop: &CancellationToken) -> Re
     auth::ensure_token_file(&pool, &args.state.join("worker.token"), TokenKind::Worker).await?;
     let tasks = [
         tokio::spawn(scheduler::run(app.clone(), stop.clone())),
+        tokio::spawn(search::run(app.clone(), stop.clone())),
         tokio::spawn(blobs::sweep(app.clone(), stop.clone())),
     ];
     let listener = listen(args.listen).await?;

@@ -5,8 +5,10 @@ pub mod parts;
 mod state;
 mod submit;
 
-pub use state::{cancel_run, change_state};
-pub use submit::{__path_create_run, CreatedRun, create_run, insert_run};
+pub use state::{cancel_run, change_state, request_cancel};
+pub use submit::{
+    __path_create_run, CreatedRun, create_run, idempotency_key, insert_run, put_run, refuse_missing_blobs,
+};
 
 use self::parts::PartSummary;
 use crate::{ApiJson, App, Error, Result, error::found, page::Page, scheduler};

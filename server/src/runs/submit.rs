@@ -41,17 +41,25 @@ pub async fn create_run(
     ApiJson(document): ApiJson<serde_json::Value>,
 ) -> Result<impl IntoResponse> {
     let spec = parse_spec(document).map_err(Error::Invalid)?;
-    let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Some(key),
-        Some(_) => return Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
-    };
+    let key = idempotency_key(&headers)?;
     let (id, made) = insert_run(&app.pool, &spec, identity.token_id, key).await?;
     app.wake.ring();
     let run = get_run(&app, id).await?;
     let estimate = estimate::estimate(&app.pool, &spec).await?;
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(CreatedRun { run, estimate })))
+}
+
+/// The `Idempotency-Key` of a request.
+///
+/// # Errors
+/// 400 for one that is empty, too long or no ASCII.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>> {
+    match headers.get("idempotency-key").map(|value| value.to_str()) {
+        None => Ok(None),
+        Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Ok(Some(key)),
+        Some(_) => Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
+    }
 }
 
 /// Puts a run into the queue; the second value is false if the key named one already.
@@ -64,9 +72,24 @@ pub async fn insert_run(
     token_id: Uuid,
     key: Option<&str>,
 ) -> Result<(Uuid, bool)> {
+    let mut tx = pool.begin().await?;
+    let put = put_run(&mut tx, spec, token_id, key).await?;
+    tx.commit().await?;
+    Ok(put)
+}
+
+/// The same, in the caller's transaction.
+///
+/// # Errors
+/// As `insert_run`.
+pub async fn put_run(
+    tx: &mut PgConnection,
+    spec: &Spec,
+    token_id: Uuid,
+    key: Option<&str>,
+) -> Result<(Uuid, bool)> {
     let document = serde_json::to_value(spec).map_err(anyhow::Error::from)?;
     let body_sha256 = Sha256::digest(document.to_string());
-    let mut tx = pool.begin().await?;
     if let Some(key) = key {
         // Two submissions under one key must not both find nothing.
         sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", format!("{token_id}/{key}"))
@@ -88,8 +111,8 @@ pub async fn insert_run(
             return Ok((earlier.run_id, false));
         }
     }
-    refuse_missing_blobs(&mut tx, spec).await?;
-    let experiment_id = experiments::ensure_experiment(&mut tx, &spec.experiment).await?;
+    refuse_missing_blobs(tx, spec).await?;
+    let experiment_id = experiments::ensure_experiment(tx, &spec.experiment).await?;
     let id = Uuid::now_v7();
     let phase = if spec.kind == Kind::Evaluate { Phase::Evaluate } else { Phase::Train };
     sqlx::query!(
@@ -113,7 +136,7 @@ pub async fn insert_run(
     .execute(&mut *tx)
     .await?;
     if spec.kind == Kind::Evaluate {
-        parts::spread(&mut tx, id, None).await?;
+        parts::spread(tx, id, None).await?;
     }
     if let Some(key) = key {
         sqlx::query!(
@@ -126,11 +149,14 @@ pub async fn insert_run(
         .execute(&mut *tx)
         .await?;
     }
-    tx.commit().await?;
     Ok((id, true))
 }
 
-async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
+/// Refuses a spec that names a blob the server does not have.
+///
+/// # Errors
+/// 422 with the fields.
+pub async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
     let mut problems = Vec::new();
     let ends =
         [("weights.theta0", Some(&spec.weights.theta0)), ("weights.theta1", spec.weights.theta1.as_ref())];

@@ -258,3 +258,18 @@ fn a_grid_takes_no_stretch_of_real_numbers_and_no_more_than_a_thousand_trials() 
     large["space"]["method.rank"] = json!({"integer": [1, 501]});
     assert_eq!(fields(large), ["space"]);
 }
+
+#[test]
+fn the_search_files_that_ship_are_searches() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let searches = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("search-"));
+    let mut found = 0;
+    for file in searches {
+        let document: Value = toml::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let search = parse_search(document).unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
+        assert!(search.points().len() > 1);
+        found += 1;
+    }
+    assert!(found > 0);
+}

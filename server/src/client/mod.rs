@@ -2,10 +2,15 @@
 
 mod http;
 mod results;
+mod search;
 mod spec_file;
 mod submit;
 
 pub use http::Connection;
 pub use results::{CompareArgs, ExportArgs, compare, export};
+pub use search::{
+    SearchExtendArgs, SearchIdArgs, SearchListArgs, SearchSubmitArgs, change_search, extend_search,
+    list_searches, show_search, submit_search,
+};
 pub use spec_file::expand;
 pub use submit::{CancelArgs, RunsArgs, SubmitArgs, WatchArgs, cancel, runs, submit, watch};

@@ -14,6 +14,7 @@ mod paired;
 mod panel;
 mod paper;
 mod robustness;
+mod rungs;
 mod scale;
 mod similarity;
 mod spectrum;
@@ -32,6 +33,7 @@ pub use paired::{Paired, PairedInterval, paired};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
 pub use robustness::{Baseline, RobustnessKind, effective, relative};
+pub use rungs::{RungChart, RungLine, TrialEnd, rung_key_svg, rungs_svg};
 pub use similarity::{CkaFigure, cka_svgs, distance_svg, share};
 pub use spectrum::{
     AlongFigure, SPECTRUM_NARROW, SPECTRUM_WIDE, SpectrumFigure, SpectrumLayer, SpectrumSeries, TOP,

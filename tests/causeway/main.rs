@@ -11,3 +11,4 @@ mod commands;
 mod end_to_end;
 mod kills;
 mod queue;
+mod search;

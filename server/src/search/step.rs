@@ -218,11 +218,16 @@ impl Course {
     /// "rung 1 of 3 (5 steps): loss (last value) 2.31 is place 3 of 4, and the best 2 go on".
     fn words(&self, rung: usize, value: f64, verdict: Verdict, action: &str) -> String {
         let objective = self.search.objective.words();
-        let found = format!("{objective} {} is place {} of {}", super::shown(value), verdict.place, verdict.among);
+        let found = if value.is_nan() {
+            format!("{objective} is no number, which never goes on")
+        } else {
+            format!("{objective} {} is place {} of {}", super::shown(value), verdict.place, verdict.among)
+        };
         match self.search.strategy.rungs().get(rung) {
             None => found,
             Some(steps) => {
                 let go = match (action, verdict.quota) {
+                    _ if value.is_nan() => String::new(),
                     ("go_on" | "stop", 1) => ", and the best one goes on".to_owned(),
                     ("go_on" | "stop", quota) => format!(", and the best {quota} go on"),
                     _ => String::new(),

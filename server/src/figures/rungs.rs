@@ -72,7 +72,6 @@ pub fn rungs_svg(chart: &RungChart, narrow: bool, id: &str) -> String {
         super::escape(&format!("{} of each trial{}", chart.objective, if chart.steps.is_empty() { "" } else { " at each rung" })),
         super::escape(&describe(chart, beyond)),
     );
-    let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
     for tick in ticks(lo, hi, step) {
         let at = y(tick);
         let _ = write!(
@@ -82,7 +81,7 @@ pub fn rungs_svg(chart: &RungChart, narrow: bool, id: &str) -> String {
             short(frame.width - frame.right),
             short(frame.left - 8.0),
             short(at + 4.0),
-            format!("{tick:.decimals$}").replace('-', "\u{2212}"),
+            tick_text(tick, step),
             h = short(at)
         );
     }
@@ -169,7 +168,7 @@ fn draw_line(
 }
 
 /// A cross where it was stopped, a disc where it went all the way, a ring while it is on its way.
-fn end_mark(out: &mut String, end: TrialEnd, (x, y): (f64, f64), colour: &str) {
+pub(super) fn end_mark(out: &mut String, end: TrialEnd, (x, y): (f64, f64), colour: &str) {
     let (marker, attributes) = match end {
         TrialEnd::Stopped => (Marker::Times, format!(r#"fill="none" stroke="{colour}" stroke-width="1.75""#)),
         TrialEnd::Finished => (Marker::Circle, format!(r#"fill="{colour}""#)),
@@ -198,9 +197,16 @@ pub fn rung_key_svg(end: TrialEnd) -> String {
 /// The vertical scale (from, to, step) and how many trials lie beyond it.
 fn scale(chart: &RungChart) -> (f64, f64, f64, usize) {
     let values = chart.lines.iter().flat_map(|line| line.values.iter().map(|(_, value)| *value));
+    let (lo, hi, step) = fenced_axis(values);
+    let outside = |line: &&RungLine| line.values.iter().any(|(_, value)| *value < lo || *value > hi);
+    (lo, hi, step, chart.lines.iter().filter(outside).count())
+}
+
+/// An axis (from, to, step) for values of which a few may lie far away.
+pub(super) fn fenced_axis(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
-    let (Some(first), Some(last)) = (values.first(), values.last()) else { return (0.0, 1.0, 0.25, 0) };
+    let (Some(first), Some(last)) = (values.first(), values.last()) else { return (0.0, 1.0, 0.25) };
     let quarter = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
     let (low, high) = (quarter(0.25), quarter(0.75));
     let room = FENCE * (high - low);
@@ -208,9 +214,13 @@ fn scale(chart: &RungChart) -> (f64, f64, f64, usize) {
     let (from, to) =
         if fenced { (first.max(low - room), last.min(high + room)) } else { (*first, *last) };
     let (lo, hi, step) = nice_axis(from, to);
-    let (lo, hi) = if hi > lo { (lo, hi) } else { (lo - step, hi + step) };
-    let outside = |line: &&RungLine| line.values.iter().any(|(_, value)| *value < lo || *value > hi);
-    (lo, hi, step, chart.lines.iter().filter(outside).count())
+    if hi > lo { (lo, hi, step) } else { (lo - step, hi + step, step) }
+}
+
+/// A tick's number with as many decimals as its step needs.
+pub(super) fn tick_text(tick: f64, step: f64) -> String {
+    let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
+    format!("{tick:.decimals$}").replace('-', "\u{2212}")
 }
 
 fn describe(chart: &RungChart, beyond: usize) -> String {
@@ -288,7 +298,8 @@ mod tests {
     #[test]
     fn nothing_and_equal_values_have_a_frame() {
         assert_eq!(scale(&RungChart::default()).0, 0.0);
-        let same = RungChart { lines: vec![line(1, &[0.0], TrialEnd::Open, true)], trials: 1, ..RungChart::default() };
+        let lines = vec![line(1, &[0.0], TrialEnd::Open, true)];
+        let same = RungChart { lines, trials: 1, ..RungChart::default() };
         assert!(scale(&same).1 > scale(&same).0);
         assert!(rungs_svg(&same, false, "r").contains("trial 1"));
     }

@@ -16,6 +16,7 @@ mod protocols;
 mod queue;
 mod run;
 mod search;
+mod search_figures;
 mod searches;
 mod similarity;
 mod spec_view;

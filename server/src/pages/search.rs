@@ -1,10 +1,14 @@
 //! `/searches/{id}`: which trial is best and in what it differs, how far the search is, and where each
 //! trial was stopped.
 
-use super::{Asked, Shell, format, page, searches::done, spec_view::words};
+use super::{
+    Asked, Shell, format, page,
+    search_figures::{chart, slices, told},
+    searches::done,
+};
 use crate::{
     App, Error, Result,
-    figures::{RungChart, RungLine, TrialEnd, rung_key_svg, rungs_svg},
+    figures::{TrialEnd, rung_key_svg, rungs_svg},
     search::{self, Change, Decision, Extension, SearchDetail, Trial, shown},
 };
 use askama::Template;
@@ -48,6 +52,10 @@ struct SearchPage {
     narrow: String,
     key: Vec<(String, &'static str)>,
     has_values: bool,
+    /// Path and panel of each hyper-parameter.
+    slices: Vec<(String, String)>,
+    /// Where the panels' values were read.
+    slices_at: String,
     objective: String,
     paths: Vec<(String, String)>,
     difference: Vec<Difference>,
@@ -138,6 +146,11 @@ fn view(shell: Shell, detail: &SearchDetail, decisions: &[Decision]) -> SearchPa
             .map(|(end, word)| (rung_key_svg(end), word))
             .into(),
         has_values: !chart.lines.is_empty(),
+        slices: slices(detail),
+        slices_at: match rungs.first() {
+            Some(steps) => format!("at the first rung ({steps} steps), which most have reached"),
+            None => "at the end".to_owned(),
+        },
         objective: detail.objective.clone(),
         paths: document.space.keys().take(COLUMNS).map(|path| (path.clone(), last_name(path))).collect(),
         difference: difference(detail),
@@ -175,7 +188,7 @@ fn answer(detail: &SearchDetail) -> Option<String> {
     };
     let at = best.rungs.last().and_then(|rung| rung.steps).map(|steps| format!(" at {steps} steps")).unwrap_or_default();
     let point = best.point.as_object()?.iter();
-    let point: Vec<String> = point.map(|(path, value)| format!("{} {}", last_name(path), words(value))).collect();
+    let point: Vec<String> = point.map(|(path, value)| format!("{} {}", last_name(path), told(value))).collect();
     Some(format!(
         "Trial {} is best{so_far}: {} {}{seeds}{at}, with {}.",
         best.trial,
@@ -219,30 +232,6 @@ fn plan(search: &Search) -> Vec<String> {
     plan
 }
 
-fn chart(detail: &SearchDetail) -> RungChart {
-    let with_value = detail.trial_list.iter().filter(|trial| !trial.rungs.is_empty());
-    let lines = with_value.map(|trial| RungLine {
-        trial: trial.trial,
-        values: trial
-            .rungs
-            .iter()
-            .filter_map(|rung| Some((usize::try_from(rung.rung).ok()?, rung.value?)))
-            .collect(),
-        end: match trial.state.as_str() {
-            "finished" => TrialEnd::Finished,
-            "stopped" | "failed" | "cancelled" => TrialEnd::Stopped,
-            _ => TrialEnd::Open,
-        },
-        best: Some(trial.trial) == detail.best,
-    });
-    RungChart {
-        steps: detail.document.strategy.rungs().to_vec(),
-        lines: lines.collect(),
-        trials: detail.trial_list.len(),
-        objective: detail.objective.clone(),
-    }
-}
-
 fn difference(detail: &SearchDetail) -> Vec<Difference> {
     let best = detail.trial_list.iter().find(|trial| Some(trial.trial) == detail.best);
     let rows = detail.document.space.iter().map(|(path, axis)| {
@@ -250,8 +239,8 @@ fn difference(detail: &SearchDetail) -> Vec<Difference> {
         let found = best.and_then(|trial| trial.point.get(path));
         Difference {
             path: path.clone(),
-            best: found.map_or("\u{2013}".to_owned(), words),
-            base: base.map_or("not set".to_owned(), words),
+            best: found.map_or("\u{2013}".to_owned(), told),
+            base: base.map_or("not set".to_owned(), told),
             range: range(axis),
         }
     });
@@ -260,7 +249,7 @@ fn difference(detail: &SearchDetail) -> Vec<Difference> {
 
 fn range(axis: &Axis) -> String {
     match axis {
-        Axis::Choice(values) => values.iter().map(words).collect::<Vec<_>>().join(" · "),
+        Axis::Choice(values) => values.iter().map(told).collect::<Vec<_>>().join(" · "),
         Axis::Uniform((from, to)) => format!("{from} to {to}"),
         Axis::LogUniform((from, to)) => format!("{from} to {to}, by ratio"),
         Axis::Integer((from, to)) => format!("{from} to {to}, whole"),
@@ -281,7 +270,7 @@ fn rows(detail: &SearchDetail) -> Vec<TrialRow> {
             .space
             .keys()
             .take(COLUMNS)
-            .map(|path| trial.point.get(path).map_or(String::new(), words))
+            .map(|path| trial.point.get(path).map_or(String::new(), told))
             .collect(),
         runs: trial
             .runs

@@ -24,7 +24,9 @@ async fn every_page_reads_well_in_a_browser() -> Result<()> {
         }
     }
     let mut base = small_finetune();
-    base.as_object_mut().context("a spec")?.retain(|field, _| !["experiment", "name", "seed"].contains(&field.as_str()));
+    base.as_object_mut()
+        .context("a spec")?
+        .retain(|field, _| !["experiment", "name", "seed"].contains(&field.as_str()));
     let search = json!({
         "name": "A search", "experiment": "searched", "spec": base, "parallel": 2,
         "space": {"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}},

@@ -40,12 +40,10 @@ async fn trials_are_stopped_by_what_came_before_and_the_history_decides_the_same
     assert!(lab.runs(id).await?.is_empty(), "submitting makes no run; the first step does");
     lab.step(id).await?;
     let runs = lab.runs(id).await?;
-    assert_eq!(runs.iter().map(|run| (run.trial, run.rung, run.seed)).collect::<Vec<_>>(), [
-        (1, 0, 0),
-        (2, 0, 0),
-        (3, 0, 0),
-        (4, 0, 0)
-    ]);
+    assert_eq!(
+        runs.iter().map(|run| (run.trial, run.rung, run.seed)).collect::<Vec<_>>(),
+        [(1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0)]
+    );
     assert!(!lab.step(id).await?, "nothing new, nothing decided");
     lab.log(runs[0].id, &[(1, 9.0), (4, 5.0)]).await?;
     assert!(!lab.step(id).await?, "not at the rung yet");
@@ -59,14 +57,18 @@ async fn trials_are_stopped_by_what_came_before_and_the_history_decides_the_same
     lab.log(runs[3].id, &[(4, 9.0), (6, 2.5), (7, 0.1)]).await?;
     lab.step(id).await?;
     let told = "rung 1 of 2 (5 steps): loss (last value)";
-    assert_eq!(lab.decided(id).await?[4..], [
-        format!("go_on 1: {told} 3.000 is place 1 of 1, and the best one goes on"),
-        format!("stop 2: {told} 4.000 is place 2 of 2, and the best one goes on"),
-        format!("go_on 3: {told} 2.000 is place 1 of 3, and the best one goes on"),
-        format!("go_on 4: {told} 2.500 is place 2 of 4, and the best 2 go on"),
-    ]);
-    let stopping: (bool, String) =
-        lab.row("select cancel_requested, coalesce(cancel_reason, '') from run where id = $1", runs[1].id).await?;
+    assert_eq!(
+        lab.decided(id).await?[4..],
+        [
+            format!("go_on 1: {told} 3.000 is place 1 of 1, and the best one goes on"),
+            format!("stop 2: {told} 4.000 is place 2 of 2, and the best one goes on"),
+            format!("go_on 3: {told} 2.000 is place 1 of 3, and the best one goes on"),
+            format!("go_on 4: {told} 2.500 is place 2 of 4, and the best 2 go on"),
+        ]
+    );
+    let stopping: (bool, String) = lab
+        .row("select cancel_requested, coalesce(cancel_reason, '') from run where id = $1", runs[1].id)
+        .await?;
     assert!(stopping.0);
     assert_eq!(
         stopping.1,
@@ -98,7 +100,10 @@ async fn a_trial_is_worth_the_mean_of_its_seeds_and_seeds_are_no_trials() -> Res
     let id = lab.submit(&document).await?;
     lab.step(id).await?;
     let runs = lab.runs(id).await?;
-    assert_eq!(runs.iter().map(|run| (run.trial, run.seed)).collect::<Vec<_>>(), [(1, 7), (1, 8), (2, 7), (2, 8)]);
+    assert_eq!(
+        runs.iter().map(|run| (run.trial, run.seed)).collect::<Vec<_>>(),
+        [(1, 7), (1, 8), (2, 7), (2, 8)]
+    );
     lab.log(runs[0].id, &[(5, 0.1)]).await?;
     assert!(!lab.step(id).await?, "one seed says nothing yet");
     lab.log(runs[2].id, &[(5, 1.0)]).await?;
@@ -107,10 +112,13 @@ async fn a_trial_is_worth_the_mean_of_its_seeds_and_seeds_are_no_trials() -> Res
     lab.log(runs[1].id, &[(5, 3.9)]).await?;
     lab.step(id).await?;
     // 0.1 is the lowest loss of all, but its trial's mean is 2, and the other's is 1.5.
-    assert_eq!(lab.decided(id).await?[2..], [
-        "go_on 2: rung 1 of 2 (5 steps): loss (last value) 1.500 is place 1 of 1, and the best one goes on",
-        "stop 1: rung 1 of 2 (5 steps): loss (last value) 2.000 is place 2 of 2, and the best one goes on",
-    ]);
+    assert_eq!(
+        lab.decided(id).await?[2..],
+        [
+            "go_on 2: rung 1 of 2 (5 steps): loss (last value) 1.500 is place 1 of 1, and the best one goes on",
+            "stop 1: rung 1 of 2 (5 steps): loss (last value) 2.000 is place 2 of 2, and the best one goes on",
+        ]
+    );
     let stopped: Vec<bool> = lab.column("select cancel_requested from run order by id").await?;
     assert_eq!(stopped, [true, true, false, false], "both seeds of the stopped trial");
     Ok(())
@@ -134,11 +142,14 @@ async fn a_trial_fails_with_a_seed_and_what_is_no_number_is_stopped() -> Result<
     lab.log(runs[4].id, &[(5, 50.0)]).await?;
     lab.log(runs[5].id, &[(5, 50.0)]).await?;
     lab.step(id).await?;
-    assert_eq!(lab.decided(id).await?[3..], [
-        "fail 1: seed 1 failed: out of memory",
-        "stop 2: rung 1 of 2 (5 steps): loss (last value) is no number, which never goes on",
-        "go_on 3: rung 1 of 2 (5 steps): loss (last value) 50.00 is place 1 of 2, and the best one goes on",
-    ]);
+    assert_eq!(
+        lab.decided(id).await?[3..],
+        [
+            "fail 1: seed 1 failed: out of memory",
+            "stop 2: rung 1 of 2 (5 steps): loss (last value) is no number, which never goes on",
+            "go_on 3: rung 1 of 2 (5 steps): loss (last value) 50.00 is place 1 of 2, and the best one goes on",
+        ]
+    );
     let (state, reason): (String, String) =
         lab.row("select state, reason from run where id = $1", runs[0].id).await?;
     assert_eq!(
@@ -191,8 +202,12 @@ async fn a_step_that_is_cut_off_at_any_statement_is_taken_again_whole() -> Resul
     }
     cuts += lab.step_cut_off_everywhere(id).await?;
     assert!(cuts > 20, "only {cuts} places were cut");
-    let decided: Vec<String> =
-        lab.decided(id).await?.iter().map(|text| text.split(':').next().unwrap_or_default().to_owned()).collect();
+    let decided: Vec<String> = lab
+        .decided(id)
+        .await?
+        .iter()
+        .map(|text| text.split(':').next().unwrap_or_default().to_owned())
+        .collect();
     assert_eq!(decided, ["submit 1", "submit 2", "submit 3", "go_on 1", "stop 2", "go_on 3"]);
     assert_eq!(lab.runs(id).await?.len(), 6, "the stopped runs have not ended: no room");
     for run in &runs[2..4] {
@@ -259,7 +274,11 @@ async fn the_best_are_promoted_to_runs_of_their_own_and_more_steps_go_on_from_th
     lab.step(id).await?;
     let last = |runs: Vec<lab::Run>| runs.into_iter().max_by_key(|run| run.id).unwrap();
     let fourth = last(lab.runs(id).await?);
-    assert_eq!((fourth.trial, fourth.rung), (4, 0), "what is at the last rung of before waits for what may come");
+    assert_eq!(
+        (fourth.trial, fourth.rung),
+        (4, 0),
+        "what is at the last rung of before waits for what may come"
+    );
     for (right, rung, steps) in [(90, 1, 6), (85, 2, 12)] {
         lab.measure(last(lab.runs(id).await?).id, [40, 45, right]).await?;
         lab.step(id).await?;
@@ -300,10 +319,13 @@ async fn what_the_best_alpha_brings_is_counted_on_the_half_it_was_not_chosen_on(
     lab.step(id).await?;
     let value: f64 = lab.row::<(f64,)>("select value from search_trial where search_id = $1", id).await?.0;
     assert!((value - 10.0).abs() < 1e-9, "5 of 50: {value}");
-    let note: String =
-        lab.row::<(String,)>("select made_from ->> 'note' from search_decision where search_id = $1 and n = 2", id)
-            .await?
-            .0;
+    let note: String = lab
+        .row::<(String,)>(
+            "select made_from ->> 'note' from search_decision where search_id = $1 and n = 2",
+            id,
+        )
+        .await?
+        .0;
     assert_eq!(note, "best α 1, chosen on the one half of the images, counted on the other");
     Ok(())
 }
@@ -411,7 +433,12 @@ async fn a_search_over_http_goes_on_after_its_server_was_killed() -> Result<()> 
         worker.finish(&second, "cancelled", "").await?;
         let run = server.get(&format!("/runs/{}", second.grant["run_id"].as_str().unwrap())).await?;
         let reason = run["reason"].as_str().unwrap_or_default();
-        assert!(reason.ends_with("at rung 1 of 2 (5 steps): loss (last value) 3.000 is place 2 of 2, and the best one goes on"), "{reason}");
+        assert!(
+            reason.ends_with(
+                "at rung 1 of 2 (5 steps): loss (last value) 3.000 is place 2 of 2, and the best one goes on"
+            ),
+            "{reason}"
+        );
     }
     let mut found = Value::Null;
     for _ in 0..50 {
@@ -442,13 +469,15 @@ async fn the_pages_of_a_search_are_linked_and_steer_it() -> Result<()> {
     let html = |path: String| {
         let server = &lab_server;
         async move {
-            let request = server.client.get(format!("{}{path}", server.url())).bearer_auth(server.token("user")?);
+            let request =
+                server.client.get(format!("{}{path}", server.url())).bearer_auth(server.token("user")?);
             let response = request.header("accept", "text/html").send().await?.error_for_status()?;
             anyhow::Ok(response.text().await?)
         }
     };
     let link = format!("href=\"/searches/{id}\"");
-    for page in ["/searches".to_owned(), format!("/experiments/{}", made["experiment_id"].as_str().unwrap())] {
+    for page in ["/searches".to_owned(), format!("/experiments/{}", made["experiment_id"].as_str().unwrap())]
+    {
         assert!(html(page.clone()).await?.contains(&link), "{page}");
     }
     let run = causeway_tests::wait_for("the first run", 10, || async {
@@ -469,6 +498,9 @@ async fn the_pages_of_a_search_are_linked_and_steer_it() -> Result<()> {
     assert!(press(format!("{id}/extend"), "trials=5&max_steps=").await?.contains("of 5 trials"));
     assert!(press(format!("{id}/extend"), "trials=many").await?.contains("must be a whole number"));
     let cancelled = press(format!("{id}/cancel"), "").await?;
-    assert!(!cancelled.contains("Cancel search") && cancelled.contains("5 of 5 trials decided"), "{cancelled}");
+    assert!(
+        !cancelled.contains("Cancel search") && cancelled.contains("5 of 5 trials decided"),
+        "{cancelled}"
+    );
     Ok(())
 }

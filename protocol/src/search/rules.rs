@@ -79,7 +79,12 @@ impl Search {
         let Strategy::Asha { eta, min_steps, max_steps, rungs, .. } = &mut self.strategy else { return };
         match (min_steps.take(), max_steps.take()) {
             (Some(min), Some(max)) if rungs.is_empty() => {
-                when(list, min == 0 || min >= max, "strategy.min_steps", "must be at least 1 and below max_steps");
+                when(
+                    list,
+                    min == 0 || min >= max,
+                    "strategy.min_steps",
+                    "must be at least 1 and below max_steps",
+                );
                 let factor = u64::from((*eta).max(2));
                 let mut step = min.max(1);
                 while step < max && rungs.len() <= RUNGS_MAX {
@@ -95,7 +100,12 @@ impl Search {
                 "needs min_steps and max_steps, or the steps of every rung as `rungs`",
             ),
             (Some(_), Some(_)) => {
-                when(list, true, "strategy.rungs", "says the steps already: leave out min_steps and max_steps");
+                when(
+                    list,
+                    true,
+                    "strategy.rungs",
+                    "says the steps already: leave out min_steps and max_steps",
+                );
             }
             _ => when(list, true, "strategy", "needs both min_steps and max_steps"),
         }
@@ -241,7 +251,12 @@ impl Search {
     fn objective_problems(&self, list: &mut Vec<Problem>) {
         match &self.objective {
             SearchObjective::Metric { name, .. } => {
-                when(list, name.trim().is_empty(), "objective.name", "must name a series, for example `loss`");
+                when(
+                    list,
+                    name.trim().is_empty(),
+                    "objective.name",
+                    "must name a series, for example `loss`",
+                );
             }
             SearchObjective::BestAlpha { keep, .. } => {
                 let good = (0.0..=100.0).contains(keep);
@@ -354,7 +369,12 @@ impl Axis {
                 when(list, !good, field, format!("must be [from, to] with 0 < from < to, is [{from}, {to}]"));
             }
             Axis::Integer((from, to)) => {
-                when(list, from >= to, field, format!("must be [from, to] with from below to, is [{from}, {to}]"));
+                when(
+                    list,
+                    from >= to,
+                    field,
+                    format!("must be [from, to] with from below to, is [{from}, {to}]"),
+                );
             }
         }
     }

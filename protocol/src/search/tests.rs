@@ -97,7 +97,8 @@ fn what_one_path_draws_does_not_depend_on_the_others() {
 fn drawn_trials_do_not_repeat_and_there_are_no_more_than_points() {
     let mut all = document();
     all["strategy"] = json!({"kind": "random", "trials": 6});
-    let mut shown: Vec<String> = parse_search(all.clone()).unwrap().points().iter().map(point_words).collect();
+    let mut shown: Vec<String> =
+        parse_search(all.clone()).unwrap().points().iter().map(point_words).collect();
     shown.sort();
     shown.dedup();
     assert_eq!(shown.len(), 6);

@@ -1,10 +1,6 @@
 //! `causeway search`: submitting searches, looking at them, and steering them.
 
-use super::{
-    http::Server,
-    spec_file::read,
-    submit::upload_files,
-};
+use super::{http::Server, spec_file::read, submit::upload_files};
 use anyhow::{Result, bail};
 use causeway_protocol::{Search, parse_search, point_words};
 use clap::Args;
@@ -52,7 +48,13 @@ pub async fn submit_search(connection: &super::Connection, args: SearchSubmitArg
     let earlier = response.status() == StatusCode::OK;
     let search: Value = response.json().await?;
     let note = if earlier { "submitted before".to_owned() } else { format!("{} trials", search["trials"]) };
-    println!("{}  {}  ({note})  {}/searches/{}", text(&search["id"]), text(&search["name"]), server.url, text(&search["id"]));
+    println!(
+        "{}  {}  ({note})  {}/searches/{}",
+        text(&search["id"]),
+        text(&search["name"]),
+        server.url,
+        text(&search["id"])
+    );
     Ok(())
 }
 
@@ -134,9 +136,14 @@ fn line(search: &Value) -> String {
     let waiting = search["waiting"].as_u64().unwrap_or(0) + search["running"].as_u64().unwrap_or(0);
     let all = search["trials"].as_u64().unwrap_or(0);
     let done = format!("{} of {all} trials", all.saturating_sub(waiting));
-    format!("{:<10} {done:<18} {}  {}", text(&search["state"]), text(&search["name"]), text(&search["reason"]))
-        .trim_end()
-        .to_owned()
+    format!(
+        "{:<10} {done:<18} {}  {}",
+        text(&search["state"]),
+        text(&search["name"]),
+        text(&search["reason"])
+    )
+    .trim_end()
+    .to_owned()
 }
 
 /// Which search.

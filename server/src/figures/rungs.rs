@@ -69,7 +69,11 @@ pub fn rungs_svg(chart: &RungChart, narrow: bool, id: &str) -> String {
     let x = |at: usize| frame.left + inner * (at as f64 + 0.5) / places as f64;
     let mut out = format!(
         r#"<svg class="drawn" viewBox="0 0 {width} {height}" font-size="12" role="img" aria-labelledby="{id}t {id}d"><title id="{id}t">{}</title><desc id="{id}d">{}</desc>"#,
-        super::escape(&format!("{} of each trial{}", chart.objective, if chart.steps.is_empty() { "" } else { " at each rung" })),
+        super::escape(&format!(
+            "{} of each trial{}",
+            chart.objective,
+            if chart.steps.is_empty() { "" } else { " at each rung" }
+        )),
         super::escape(&describe(chart, beyond)),
     );
     for tick in ticks(lo, hi, step) {
@@ -135,7 +139,8 @@ fn draw_line(
         let at = if chart.steps.is_empty() { usize::try_from(line.trial - 1).unwrap_or(0) } else { *rung };
         (x(at), y(*value))
     };
-    let places: Vec<(f64, f64)> = line.values.iter().filter(|(_, value)| value.is_finite()).map(place).collect();
+    let places: Vec<(f64, f64)> =
+        line.values.iter().filter(|(_, value)| value.is_finite()).map(place).collect();
     let Some(last) = places.last() else { return };
     let (colour, opacity) =
         if line.best { ("var(--accent)", "") } else { ("var(--ink-2)", r#" opacity="0.55""#) };
@@ -211,8 +216,7 @@ pub(super) fn fenced_axis(values: impl Iterator<Item = f64>) -> (f64, f64, f64) 
     let (low, high) = (quarter(0.25), quarter(0.75));
     let room = FENCE * (high - low);
     let fenced = values.len() >= 4 && room > 0.0;
-    let (from, to) =
-        if fenced { (first.max(low - room), last.min(high + room)) } else { (*first, *last) };
+    let (from, to) = if fenced { (first.max(low - room), last.min(high + room)) } else { (*first, *last) };
     let (lo, hi, step) = nice_axis(from, to);
     if hi > lo { (lo, hi, step) } else { (lo - step, hi + step, step) }
 }

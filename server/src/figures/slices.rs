@@ -125,7 +125,11 @@ impl SliceAxis {
                 let (_, _, step) = nice_axis(*from, *to);
                 let end = |at: f64| {
                     let text = tick_text(at, step / 10.0);
-                    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+                    if text.contains('.') {
+                        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+                    } else {
+                        text
+                    }
                 };
                 vec![(0.0, end(*from)), (1.0, end(*to))]
             }
@@ -138,7 +142,9 @@ impl SliceAxis {
             SliceAxis::Choices(names) => {
                 let shown = |index: &usize| names.len() <= NAMED || *index == 0 || *index == names.len() - 1;
                 let shown = (0..names.len()).filter(shown);
-                shown.map(|index| (self.share(index as f64), names[index].chars().take(NAME).collect())).collect()
+                shown
+                    .map(|index| (self.share(index as f64), names[index].chars().take(NAME).collect()))
+                    .collect()
             }
         }
     }

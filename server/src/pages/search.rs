@@ -61,6 +61,8 @@ struct SearchPage {
     difference: Vec<Difference>,
     best: Option<i32>,
     rows: Vec<TrialRow>,
+    /// Whether trials have reached rungs, so that steps have a column.
+    has_steps: bool,
     more_rows: usize,
     decisions: Vec<DecisionRow>,
     toml: String,
@@ -132,9 +134,8 @@ fn view(shell: Shell, detail: &SearchDetail, decisions: &[Decision]) -> SearchPa
         reason: summary.reason.clone(),
         running: summary.state == "running",
         paused: summary.state == "paused",
-        extend: extendable.then(|| {
-            (summary.trials, rungs.last().copied().filter(|_| document.is_promoted()))
-        }),
+        extend: extendable
+            .then(|| (summary.trials, rungs.last().copied().filter(|_| document.is_promoted()))),
         states: super::home::state_counts(&counts),
         answer: answer(detail),
         percent: (100 * ended).checked_div(summary.trials).unwrap_or(0),
@@ -142,9 +143,13 @@ fn view(shell: Shell, detail: &SearchDetail, decisions: &[Decision]) -> SearchPa
         plan: plan(document),
         wide: rungs_svg(&chart, false, "rungs"),
         narrow: rungs_svg(&chart, true, "rungs-narrow"),
-        key: [(TrialEnd::Finished, "went all the way"), (TrialEnd::Stopped, "stopped or failed"), (TrialEnd::Open, "on its way")]
-            .map(|(end, word)| (rung_key_svg(end), word))
-            .into(),
+        key: [
+            (TrialEnd::Finished, "went all the way"),
+            (TrialEnd::Stopped, "stopped or failed"),
+            (TrialEnd::Open, "on its way"),
+        ]
+        .map(|(end, word)| (rung_key_svg(end), word))
+        .into(),
         has_values: !chart.lines.is_empty(),
         slices: slices(detail),
         slices_at: match rungs.first() {
@@ -156,6 +161,7 @@ fn view(shell: Shell, detail: &SearchDetail, decisions: &[Decision]) -> SearchPa
         difference: difference(detail),
         best: detail.best,
         rows: rows(detail),
+        has_steps: !rungs.is_empty(),
         more_rows: detail.trial_list.len().saturating_sub(TRIALS),
         decisions: decisions.iter().map(decision_row).collect(),
         toml: toml::to_string_pretty(document).unwrap_or_default(),
@@ -173,7 +179,11 @@ fn valued(objective: &SearchObjective, value: f64) -> String {
         SearchObjective::Accuracy { .. } => format!("{} %", crate::figures::value(value)),
         SearchObjective::BestAlpha { .. } => crate::figures::signed(value),
         SearchObjective::Area { .. } => {
-            if value > 0.0 { format!("+{}", shown(value)) } else { shown(value) }
+            if value > 0.0 {
+                format!("+{}", shown(value))
+            } else {
+                shown(value)
+            }
         }
     }
 }
@@ -186,9 +196,15 @@ fn answer(detail: &SearchDetail) -> Option<String> {
         1 => String::new(),
         seeds => format!(" (mean of {seeds} seeds)"),
     };
-    let at = best.rungs.last().and_then(|rung| rung.steps).map(|steps| format!(" at {steps} steps")).unwrap_or_default();
+    let at = best
+        .rungs
+        .last()
+        .and_then(|rung| rung.steps)
+        .map(|steps| format!(" at {steps} steps"))
+        .unwrap_or_default();
     let point = best.point.as_object()?.iter();
-    let point: Vec<String> = point.map(|(path, value)| format!("{} {}", last_name(path), told(value))).collect();
+    let point: Vec<String> =
+        point.map(|(path, value)| format!("{} {}", last_name(path), told(value))).collect();
     Some(format!(
         "Trial {} is best{so_far}: {} {}{seeds}{at}, with {}.",
         best.trial,
@@ -264,7 +280,12 @@ fn rows(detail: &SearchDetail) -> Vec<TrialRow> {
         state: format::state(&trial.state),
         reason: trial.reason.clone(),
         value: trial.value.map_or("\u{2013}".to_owned(), |value| valued(&detail.document.objective, value)),
-        steps: trial.rungs.last().and_then(|rung| rung.steps).map(|steps| steps.to_string()).unwrap_or_default(),
+        steps: trial
+            .rungs
+            .last()
+            .and_then(|rung| rung.steps)
+            .map(|steps| steps.to_string())
+            .unwrap_or_default(),
         values: detail
             .document
             .space

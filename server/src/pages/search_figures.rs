@@ -2,9 +2,7 @@
 
 use super::spec_view::words;
 use crate::{
-    figures::{
-        RungChart, RungLine, Slice, SliceAxis, SlicePlace, TrialEnd, slice_svg, slices_axis,
-    },
+    figures::{RungChart, RungLine, Slice, SliceAxis, SlicePlace, TrialEnd, slice_svg, slices_axis},
     search::{SearchDetail, Trial},
 };
 use causeway_protocol::Axis;

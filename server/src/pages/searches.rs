@@ -56,7 +56,11 @@ impl Row {
 
 /// "12 of 20 trials": those of which nothing more is to come.
 pub fn done(search: &SearchSummary) -> String {
-    format!("{} of {}", search.trials - search.waiting - search.running, format::plural(search.trials, "trial"))
+    format!(
+        "{} of {}",
+        search.trials - search.waiting - search.running,
+        format::plural(search.trials, "trial")
+    )
 }
 
 /// The searches of an experiment, newest first.

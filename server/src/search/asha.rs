@@ -143,7 +143,12 @@ impl Rungs {
 ///
 /// # Errors
 /// The first decision that comes out otherwise.
-pub fn replay(history: &[Recorded], stages: usize, eta: usize, direction: Direction) -> Result<Rungs, String> {
+pub fn replay(
+    history: &[Recorded],
+    stages: usize,
+    eta: usize,
+    direction: Direction,
+) -> Result<Rungs, String> {
     let mut rungs = Rungs::new(stages);
     for (n, decision) in history.iter().enumerate() {
         let before = rungs.clone();
@@ -154,8 +159,13 @@ pub fn replay(history: &[Recorded], stages: usize, eta: usize, direction: Direct
             "reach" | "finish" => rungs.place(rung, direction),
             "promote" => {
                 let below = rung.saturating_sub(1);
-                let found =
-                    promotion(&before.reached[below], &before.gone_on[below], eta, decision.closed, direction);
+                let found = promotion(
+                    &before.reached[below],
+                    &before.gone_on[below],
+                    eta,
+                    decision.closed,
+                    direction,
+                );
                 found.filter(|(reached, _)| Some(reached.trial) == decision.trial).map(|(_, verdict)| verdict)
             }
             _ => continue,

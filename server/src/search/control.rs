@@ -261,7 +261,10 @@ mod tests {
         let asha = json!({"kind": "asha", "trials": 4, "eta": 2, "min_steps": 5, "max_steps": 15});
         let curve = search(asha.clone(), json!({"kind": "area"}));
         assert_eq!(curve.strategy.rungs(), [5, 10, 15]);
-        assert_eq!(extended(&curve, &to(None, Some(100))).unwrap().strategy.rungs(), [5, 10, 15, 30, 60, 100]);
+        assert_eq!(
+            extended(&curve, &to(None, Some(100))).unwrap().strategy.rungs(),
+            [5, 10, 15, 30, 60, 100]
+        );
         let both = extended(&curve, &to(Some(9), Some(20))).unwrap();
         assert_eq!((both.strategy.rungs(), both.points().len()), ([5, 10, 15, 20].as_slice(), 9));
         assert_eq!(both.points()[..4], curve.points()[..]);

@@ -232,11 +232,13 @@ async fn exists(pool: &PgPool, id: Uuid) -> Result<()> {
 pub async fn get_search(pool: &PgPool, id: Uuid) -> Result<SearchDetail> {
     let rows = searches(pool, Some(id), &SearchFilter::default(), 1).await?;
     let summary = found(rows.into_iter().next(), || format!("no search {id}"))?;
-    let document =
-        sqlx::query_scalar!(r#"select document as "document: SqlJson<Search>" from search where id = $1"#, id)
-            .fetch_one(pool)
-            .await?
-            .0;
+    let document = sqlx::query_scalar!(
+        r#"select document as "document: SqlJson<Search>" from search where id = $1"#,
+        id
+    )
+    .fetch_one(pool)
+    .await?
+    .0;
     let mut trial_list = trials(pool, id, &document).await?;
     let direction = document.objective.direction();
     let nan = f64::NAN;

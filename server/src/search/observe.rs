@@ -117,9 +117,8 @@ pub async fn observe(pool: &PgPool, id: Uuid, search: &Search) -> Result<Vec<See
 
 /// Why a trial cannot be judged any more: its objective is the mean over all seeds.
 fn failure(search: &Search, runs: &[Own]) -> Option<String> {
-    let bad = runs.iter().find(|run| {
-        matches!(run.state, RunState::Failed | RunState::Lost | RunState::Cancelled)
-    });
+    let bad =
+        runs.iter().find(|run| matches!(run.state, RunState::Failed | RunState::Lost | RunState::Cancelled));
     match bad {
         Some(run) if run.reason.is_empty() => Some(format!("seed {}: {}", run.seed, run.state)),
         Some(run) => Some(format!("seed {} {}: {}", run.seed, run.state, run.reason)),
@@ -188,9 +187,8 @@ async fn metric_values(
     )
     .fetch_all(pool)
     .await?;
-    let values = rows.into_iter().filter_map(|row| {
-        Some(((row.run_id, usize::try_from(row.rung).ok()?), row.value))
-    });
+    let values =
+        rows.into_iter().filter_map(|row| Some(((row.run_id, usize::try_from(row.rung).ok()?), row.value)));
     Ok(values.collect())
 }
 
@@ -203,14 +201,14 @@ async fn of_curve(pool: &PgPool, search: &Search, runs: &[Own]) -> Result<Result
     let protocol = protocols.get(spec.evaluation.choosing()).map(|protocol| protocol.id.clone());
     let mut all: Vec<Curve> = Vec::new();
     for run in runs {
-        let filter =
-            CurveFilter { run: Some(run.id), protocol: protocol.clone(), ..CurveFilter::default() };
+        let filter = CurveFilter { run: Some(run.id), protocol: protocol.clone(), ..CurveFilter::default() };
         all.extend(curves(pool, &filter).await?);
     }
     let lacking = || "its curve lacks what the objective is read from".to_owned();
     if let SearchObjective::Area { role: Some(role), .. } = &search.objective {
         let of_seed = |run: &Own| {
-            let own = all.iter().filter(|curve| curve.run_id == run.id && curve.dataset.role == role.as_str());
+            let own =
+                all.iter().filter(|curve| curve.run_id == run.id && curve.dataset.role == role.as_str());
             let areas: Option<Vec<f64>> = own.map(|curve| curve.area).collect();
             Some((run.seed, mean(&areas?)?))
         };
@@ -245,15 +243,11 @@ fn of_line(objective: &SearchObjective, measured: &Measured) -> Option<Worth> {
     match objective {
         SearchObjective::Accuracy { alpha, role, .. } => {
             let role = (*role)?.as_str();
-            let seeds =
-                each(&|checkpoint| measured.checkpoint_mean(checkpoint, role, *alpha, Queries::All))?;
+            let seeds = each(&|checkpoint| measured.checkpoint_mean(checkpoint, role, *alpha, Queries::All))?;
             Some(Worth { seeds, note: String::new() })
         }
         SearchObjective::BestAlpha { keep, .. } => {
-            let figure = alpha_figure(
-                &measured.input,
-                FigureOptions { view: View::Accuracy, keep: *keep },
-            );
+            let figure = alpha_figure(&measured.input, FigureOptions { view: View::Accuracy, keep: *keep });
             let best = figure.lines.first()?.best.as_ref()?;
             let alpha = Alpha::from_f64(best.alpha)?;
             let on = best.chosen.reports();

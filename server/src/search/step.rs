@@ -49,7 +49,9 @@ pub async fn pass(pool: &PgPool) -> Result<bool> {
     for id in open {
         match step(pool, id).await {
             Ok(decided) => any |= decided,
-            Err(error) => tracing::warn!(search = %id, %error, "a search's step failed; the next one tries again"),
+            Err(error) => {
+                tracing::warn!(search = %id, %error, "a search's step failed; the next one tries again")
+            }
         }
     }
     Ok(any)
@@ -341,10 +343,8 @@ impl Course {
     async fn run_trial(&mut self, conn: &mut PgConnection, trial: i32, rung: usize) -> Result<()> {
         let Some(point) = self.trials.get(&trial).map(|trial| trial.point.clone()) else { return Ok(()) };
         for seed in self.search.seeds.clone() {
-            let spec = self
-                .search
-                .run_spec(trial.unsigned_abs(), &point, rung, seed)
-                .map_err(Error::Invalid)?;
+            let spec =
+                self.search.run_spec(trial.unsigned_abs(), &point, rung, seed).map_err(Error::Invalid)?;
             let (run, _) = runs::put_run(conn, &spec, self.token_id, None).await?;
             sqlx::query!(
                 "insert into search_run (search_id, trial, rung, seed, run_id) values ($1, $2, $3, $4, $5)",

@@ -67,10 +67,13 @@ pub async fn insert_search(
     .execute(&mut *tx)
     .await?;
     if made.rows_affected() == 0 {
-        let earlier =
-            sqlx::query!("select id, body_sha256 from search where token_id = $1 and key = $2", token_id, key)
-                .fetch_one(&mut *tx)
-                .await?;
+        let earlier = sqlx::query!(
+            "select id, body_sha256 from search where token_id = $1 and key = $2",
+            token_id,
+            key
+        )
+        .fetch_one(&mut *tx)
+        .await?;
         if earlier.body_sha256 != body_sha256.as_slice() {
             let key = key.unwrap_or_default();
             return Err(Error::Conflict(format!("the Idempotency-Key `{key}` was used for another search")));

@@ -225,7 +225,10 @@ impl Lab {
                 Ok(_) => break,
                 Err(_) => {
                     died += 1;
-                    anyhow::ensure!(self.everything().await? == before, "something was left after {died} writes");
+                    anyhow::ensure!(
+                        self.everything().await? == before,
+                        "something was left after {died} writes"
+                    );
                     anyhow::ensure!(died < 1000, "it never came through");
                 }
             }
@@ -240,7 +243,9 @@ impl Lab {
     async fn everything(&self) -> Result<Vec<String>> {
         let mut rows = Vec::new();
         for table in WRITTEN {
-            let sql = format!("select coalesce(jsonb_agg(to_jsonb(t) order by to_jsonb(t)::text)::text, '') from {table} t");
+            let sql = format!(
+                "select coalesce(jsonb_agg(to_jsonb(t) order by to_jsonb(t)::text)::text, '') from {table} t"
+            );
             rows.push(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool).await?);
         }
         Ok(rows)

@@ -85,9 +85,74 @@ fn the_page_says_which_trial_is_best_and_where_the_others_were_stopped() {
     let html = view(Shell::default(), &detail(), &[]).render().unwrap();
     let shown = text(&html);
     let until = shown.find("Trials by rung").unwrap();
-    insta::assert_snapshot!(shown[..until].trim());
+    insta::assert_snapshot!(shown[..until].trim(), @r"
+    e
+    ·
+    searches
+    rates
+    running
+    Pause search
+    Cancel search
+    Trial 1 is best so far: loss (last value) 1.250 at 10 steps, with learning rate 0.003.
+    Judged by loss (last value); less is better. At each rung a trial is stopped unless it is in the best 1/2 of what has reached that rung so far. The best of many is flattered by being chosen: judge it again with other seeds, or on data that the search did not see.
+    2 of 3 trials decided
+    ·
+    1
+    finished
+    1
+    stopped
+    1
+    waiting
+    ");
     let table = &shown[shown.find("What the best trial sets").unwrap()..shown.find("Extend").unwrap()];
-    insta::assert_snapshot!(table.trim());
+    insta::assert_snapshot!(table.trim(), @r"
+    What the best trial sets
+    Path
+    Trial 1
+    Base spec
+    Searched
+    training.learning_rate
+    0.003
+    0.5
+    0.0001 to 0.01, by ratio
+    Trials
+    Place
+    Trial
+    State
+    loss (last value)
+    Steps
+    learning rate
+    Runs
+    1
+    1
+    finished
+    1.250
+    10
+    0.003
+    seed 0
+    2
+    2
+    stopped
+    place 2 of 2
+    3.000
+    5
+    0.0002
+    seed 0
+    3
+    waiting
+    –
+    0.001
+    seed 0
+    Those that went furthest first: values at different rungs do not compare.
+    Decisions
+    The newest 0, each with the values it was made from
+    #
+    What
+    Why
+    Seeds
+    When
+    JSON
+    ");
     // One chart for wide and one for narrow places; the stopped trial ends in a cross, the best has the accent.
     assert_eq!(html.matches("data-trial=\"2\" opacity").count(), 2);
     assert_eq!(html.matches("data-trial=\"1\"><path").count(), 2);

@@ -293,11 +293,26 @@ impl Search {
 
 /// A point in words: "training.learning_rate 0.003, method.rank 8".
 pub fn point_words(point: &SearchPoint) -> String {
-    let words = point.iter().map(|(path, value)| match value {
-        Value::String(text) => format!("{path} {text}"),
-        other => format!("{path} {other}"),
-    });
-    words.collect::<Vec<_>>().join(", ")
+    point.iter().map(|(path, value)| format!("{path} {}", value_words(value))).collect::<Vec<_>>().join(", ")
+}
+
+/// A table by its kind and what else it says: "adapter with rank 8".
+fn value_words(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(fields) => {
+            let kind = fields.get("kind").map(value_words).unwrap_or_default();
+            let others = fields.iter().filter(|(name, _)| *name != "kind");
+            let others: Vec<String> =
+                others.map(|(name, value)| format!("{name} {}", value_words(value))).collect();
+            match (kind.is_empty(), others.is_empty()) {
+                (_, true) => kind,
+                (true, false) => others.join(" and "),
+                (false, false) => format!("{kind} with {}", others.join(" and ")),
+            }
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Puts a value at a path, making the tables on the way.

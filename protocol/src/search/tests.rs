@@ -178,6 +178,7 @@ fn a_choice_may_be_a_whole_table() {
     let search = parse_search(methods.clone()).unwrap();
     let trained = |at: usize| search.run_spec(1, &search.points()[at], 0, 0).unwrap().trained();
     assert_eq!((trained(0), trained(1)), ("film", "adapter"));
+    assert_eq!(point_words(&search.points()[1]), "method adapter with rank 16, training.learning_rate 0.001");
     methods["space"]["method.rank"] = json!({"choice": [1]});
     assert_eq!(fields(methods), ["space.method"], "one would overwrite the other");
 }

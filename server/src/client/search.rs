@@ -173,7 +173,7 @@ fn print_search(search: &Value) {
         let steps = trial["rungs"].as_array().and_then(|rungs| rungs.last()?["steps"].as_u64());
         println!(
             "{:>4}  {:<9} {value:>10} {:>12}  {}",
-            trial["trial"],
+            trial["trial"].as_i64().unwrap_or(0),
             text(&trial["state"]),
             steps.map(|steps| format!("{steps} steps")).unwrap_or_default(),
             point_words(&point)

@@ -49,8 +49,8 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 28.0;
 /// Choices that are named below a panel; of more, only the first and the last.
 const NAMED: usize = 4;
-/// Longest name of a choice, characters.
-const NAME: usize = 12;
+/// Characters of all names together that fit below a panel.
+const NAMES: usize = 36;
 
 /// The vertical axis that all panels share: (from, to, step).
 pub fn slices_axis(slices: &[Slice]) -> (f64, f64, f64) {
@@ -142,17 +142,30 @@ impl SliceAxis {
             SliceAxis::Choices(names) => {
                 let shown = |index: &usize| names.len() <= NAMED || *index == 0 || *index == names.len() - 1;
                 let shown = (0..names.len()).filter(shown);
-                shown
-                    .map(|index| (self.share(index as f64), names[index].chars().take(NAME).collect()))
-                    .collect()
+                let longest = NAMES / names.len().clamp(1, NAMED);
+                shown.map(|index| (self.share(index as f64), fitted(&names[index], longest))).collect()
             }
         }
     }
 }
 
+/// A name that fits; the table of trials has all of it.
+fn fitted(name: &str, longest: usize) -> String {
+    if name.chars().count() <= longest {
+        return name.to_owned();
+    }
+    name.chars().take(longest - 1).chain(['\u{2026}']).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_choices_share_the_width() {
+        assert_eq!(fitted("adapter, rank 8", 18), "adapter, rank 8");
+        assert_eq!(fitted("adapter, rank 8", 9), "adapter,\u{2026}");
+    }
 
     #[test]
     fn a_ratio_is_a_distance_on_a_log_axis_and_choices_have_equal_places() {

@@ -228,7 +228,9 @@ async fn several_servers_may_step_one_search() -> Result<()> {
     for value in [3.0, 2.0, 1.0] {
         let (a, b, c) =
             tokio::join!(lab.step(id), search::step(&others[0], id), search::step(&others[1], id));
-        (a?, b?, c?);
+        for stepped in [a, b.map_err(Into::into), c.map_err(Into::into)] {
+            stepped?;
+        }
         for run in lab.runs(id).await? {
             if run.state == "queued" {
                 lab.log(run.id, &[(5, value)]).await?;

@@ -37,7 +37,7 @@ impl Axis {
         match self {
             Axis::Choice(_) | Axis::Integer(_) => {
                 let size = u128::from(self.size().unwrap_or(1));
-                self.at((u128::from(bits) * size >> 64) as u64)
+                self.at(((u128::from(bits) * size) >> 64) as u64)
             }
             Axis::Uniform((from, to)) => six_digits(from + share * (to - from)).clamp(*from, *to).into(),
             Axis::LogUniform((from, to)) => {

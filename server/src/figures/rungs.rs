@@ -164,7 +164,7 @@ fn draw_line(
         let (dx, dy, anchor) = if beside { (10.0, 4.0, "start") } else { (0.0, -10.0, "middle") };
         let _ = write!(
             out,
-            r#"<text x="{}" y="{}" text-anchor="{anchor}" fill="var(--ink)">trial {}</text>"#,
+            r#"<text x="{}" y="{}" text-anchor="{anchor}" fill="var(--ink)" stroke="var(--surface)" stroke-width="4" paint-order="stroke">trial {}</text>"#,
             short(last.0 + dx),
             short((last.1 + dy).max(12.0)),
             line.trial

@@ -187,7 +187,7 @@ mod tests {
             axis: SliceAxis::Linear(0.0, 1.0),
             places: vec![place(0.0, 1.0, true), place(1.0, 2.0, false), place(0.5, f64::NAN, false)],
         };
-        let axis = slices_axis(&[slice.clone()]);
+        let axis = slices_axis(std::slice::from_ref(&slice));
         assert_eq!((axis.0, axis.1), (1.0, 2.0));
         let svg = slice_svg(&slice, axis, "s");
         assert_eq!(svg.matches("translate(").count(), 2, "NaN has no place");

@@ -284,17 +284,28 @@ impl Course {
         self.trials.values().any(|trial| trial.state == state)
     }
 
-    /// What may go on from a rung, and whether more can come to it: from below, or by a trial that is on its way.
-    fn candidates(&self) -> Vec<(Option<(i32, f64, Verdict)>, bool)> {
+    /// What may be promoted, from the lowest rung to the highest. A rung is closed when nothing more can come to it:
+    /// neither from below nor by a trial that is on its way.
+    fn promotions(&self) -> Vec<Made> {
         let (eta, direction) = (self.search.strategy.eta(), self.search.objective.direction());
         let mut closed = !self.any("waiting");
         let mut list = Vec::new();
-        for rung in 0..self.search.stages() - 1 {
+        let rungs = if self.search.is_promoted() { self.search.stages() - 1 } else { 0 };
+        for rung in 0..rungs {
             closed &= !self.trials.values().any(|trial| trial.state == "running" && trial.rung == rung);
-            let found =
-                promotion(&self.rungs.reached[rung], &self.rungs.gone_on[rung], eta, closed, direction);
-            list.push((found.map(|(reached, verdict)| (reached.trial, reached.value, verdict)), closed));
-            closed &= list.last().is_none_or(|(found, _)| found.is_none());
+            let (reached, gone_on) = (&self.rungs.reached[rung], &self.rungs.gone_on[rung]);
+            let Some((best, verdict)) = promotion(reached, gone_on, eta, closed, direction) else { continue };
+            list.push(Made {
+                action: "promote",
+                trial: Some(best.trial),
+                rung: Some(rung + 1),
+                value: Some(best.value),
+                verdict: Some(verdict),
+                closed,
+                reason: self.words(rung, best.value, verdict, "go_on"),
+                ..Made::default()
+            });
+            closed = false;
         }
         list
     }
@@ -302,21 +313,8 @@ impl Course {
     /// Submits while there is room: what goes on from the highest rung first, else the next trial.
     async fn submit(&mut self, conn: &mut PgConnection) -> Result<()> {
         while !self.paused && has_room(&self.search, self.active) {
-            let candidates = if self.search.is_promoted() { self.candidates() } else { Vec::new() };
-            let highest = candidates.into_iter().enumerate().rev().find_map(|(rung, (found, closed))| {
-                found.map(|(trial, value, verdict)| (rung, trial, value, verdict, closed))
-            });
-            let made = match highest {
-                Some((rung, trial, value, verdict, closed)) => Made {
-                    action: "promote",
-                    trial: Some(trial),
-                    rung: Some(rung + 1),
-                    value: Some(value),
-                    verdict: Some(verdict),
-                    closed,
-                    reason: self.words(rung, value, verdict, "go_on"),
-                    ..Made::default()
-                },
+            let made = match self.promotions().pop() {
+                Some(highest) => highest,
                 None => {
                     let waiting = self.trials.iter().find(|(_, trial)| trial.state == "waiting");
                     let Some((trial, _)) = waiting else { break };
@@ -363,7 +361,7 @@ impl Course {
 
     /// Ends the search when nothing runs and nothing more can come.
     async fn end(&mut self, conn: &mut PgConnection) -> Result<()> {
-        let more = self.search.is_promoted() && self.candidates().iter().any(|(found, _)| found.is_some());
+        let more = !self.promotions().is_empty();
         if self.active > 0 || self.any("running") || self.any("waiting") || more {
             return Ok(());
         }

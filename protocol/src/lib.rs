@@ -14,6 +14,7 @@ mod lease;
 mod method;
 mod resources;
 mod retention;
+mod search;
 mod spec;
 mod state;
 mod validate;
@@ -45,6 +46,9 @@ pub use method::{
 };
 pub use resources::{DEVICES_MAX, DeviceReport, Gang, NODES_MAX, Resources};
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
+pub use search::{
+    Axis, Direction, Search, SearchObjective, SearchPoint, SeriesValue, Strategy, parse_search, point_words,
+};
 pub use spec::{
     Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,
     Schedule, Soup, Spec, Training, View, WeightSource, Weights,

@@ -38,6 +38,7 @@ pub mod postgres;
 pub mod projects;
 pub mod runs;
 pub mod scheduler;
+pub mod search;
 pub mod serve;
 pub mod wake;
 pub mod workers;
@@ -117,6 +118,13 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::resume_run))
         .routes(routes!(runs::move_run_to_front))
         .routes(routes!(runs::clone_run))
+        .routes(routes!(search::list_searches, search::create_search))
+        .routes(routes!(search::get_search_handler))
+        .routes(routes!(search::list_search_decisions))
+        .routes(routes!(search::pause_search))
+        .routes(routes!(search::resume_search))
+        .routes(routes!(search::extend_search))
+        .routes(routes!(search::cancel_search))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(metrics::export_metrics))
         .routes(routes!(metrics::get_logs))

@@ -7,7 +7,7 @@ use crate::{
     blobs::{self, Blobs},
     database, launch,
     postgres::Embedded,
-    router, scheduler,
+    router, scheduler, search,
     wake::Wake,
 };
 use anyhow::{Context, Result};
@@ -105,6 +105,7 @@ async fn serve_with(
     auth::ensure_token_file(&pool, &args.state.join("worker.token"), TokenKind::Worker).await?;
     let mut tasks = vec![
         tokio::spawn(scheduler::run(app.clone(), stop.clone())),
+        tokio::spawn(search::run(app.clone(), stop.clone())),
         tokio::spawn(blobs::sweep(app.clone(), stop.clone())),
     ];
     let listener = listen(args.listen).await?;

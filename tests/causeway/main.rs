@@ -12,4 +12,5 @@ mod end_to_end;
 mod kills;
 mod queue;
 mod scheduler;
+mod search;
 mod yields;

@@ -1,6 +1,6 @@
 //! The loss of a run as SVG: what the page shows without JavaScript, and until the live chart has drawn itself.
 
-use super::identity::short;
+use super::{identity::short, scale::nice_axis};
 use std::fmt::Write;
 
 /// A series of one metric.
@@ -95,11 +95,7 @@ fn axis(chart: &LossChart) -> (f64, f64, f64) {
     if lo > hi {
         return (0.0, 1.0, 0.25);
     }
-    let extent = (hi - lo).max(1e-3 * hi.abs()).max(1e-9);
-    let rough = extent / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * power).find(|step| *step >= rough).unwrap_or(rough);
-    ((lo / step).floor() * step, (hi / step).ceil() * step, step)
+    nice_axis(lo, hi)
 }
 
 /// At most two values per column: its lowest and its highest, in order.

@@ -77,6 +77,8 @@ struct ExperimentPage {
     query: String,
     sources: Vec<DataSource>,
     runs: Vec<RunRow>,
+    /// Its searches, newest first.
+    searches: Vec<super::searches::Row>,
     /// Column heads of the runs' differences.
     roles: Vec<&'static str>,
     /// The role that the best α gains in, where any line has one.
@@ -190,6 +192,7 @@ pub async fn show(
             .collect(),
         query: here(options.protocol.as_deref(), options.y.as_deref()),
         sources: data_sources(&measured),
+        searches: super::searches::of_experiment(&app, id).await?,
         runs: loaded
             .runs
             .iter()

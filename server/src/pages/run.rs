@@ -55,6 +55,8 @@ struct RunPage {
     run: Run,
     id: String,
     experiment_id: String,
+    /// The search and the trial that it belongs to.
+    trial: Option<(Uuid, String, i32)>,
     state: String,
     /// Before the name in the tab's title: "64 %" or the state.
     tab: String,
@@ -149,6 +151,7 @@ pub async fn show(
         shell: Shell::load(&app, &asked, !ended).await?,
         id: id.to_string(),
         experiment_id: run.summary.experiment_id.to_string(),
+        trial: crate::search::trial_of(pool, id).await?,
         state: format::state(&run.summary.state),
         tab: match &progress {
             Some(progress) => format!("{} %", progress.percent),

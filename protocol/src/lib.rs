@@ -11,6 +11,7 @@ mod evaluation;
 mod journal;
 mod lease;
 mod method;
+mod number;
 mod retention;
 mod spec;
 mod state;
@@ -40,6 +41,7 @@ pub use method::{
     Fusion, FusionAttention, Ladder, Lora, LoraTarget, Method, NullText, Program, Reading, Reads, Reprogram,
     Selection, Selective, TokenReplay,
 };
+pub use number::Number;
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
 pub use spec::{
     Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,

@@ -29,6 +29,7 @@ pub mod figures;
 pub mod ingest;
 pub mod leases;
 pub mod lines;
+pub mod logs;
 pub mod measured;
 pub mod metrics;
 pub mod page;
@@ -111,7 +112,9 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::cancel_run_handler))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(metrics::export_metrics))
-        .routes(routes!(metrics::get_logs))
+        .routes(routes!(metrics::get_summary))
+        .routes(routes!(metrics::list_conflicts))
+        .routes(routes!(logs::get_logs))
         .routes(routes!(curves::get_run_curves))
         .routes(routes!(analysis::get_run_spectrum))
         .routes(routes!(analysis::get_run_similarity))

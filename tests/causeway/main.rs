@@ -10,4 +10,5 @@ mod browser;
 mod commands;
 mod end_to_end;
 mod kills;
+mod metrics;
 mod queue;

@@ -15,9 +15,11 @@ mod numbers;
 mod protocols;
 mod queue;
 mod run;
+mod run_list;
 mod similarity;
 mod spec_view;
 mod spectrum;
+mod values;
 mod workers;
 
 use crate::{App, Error, Result};

@@ -30,6 +30,8 @@ enum Command {
     Compare(ClientArgs<client::CompareArgs>),
     /// Print every point of an experiment as CSV
     Export(ClientArgs<client::ExportArgs>),
+    /// Print every value that a run has logged as CSV
+    Values(ClientArgs<client::ValuesArgs>),
 }
 
 /// A command's own options, and which server to ask.
@@ -64,6 +66,7 @@ async fn main() -> std::process::ExitCode {
         Command::Cancel(args) => client::cancel(&args.connection, args.own).await,
         Command::Compare(args) => client::compare(&args.connection, args.own).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,
+        Command::Values(args) => client::values(&args.connection, args.own).await,
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

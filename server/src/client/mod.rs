@@ -6,6 +6,6 @@ mod spec_file;
 mod submit;
 
 pub use http::Connection;
-pub use results::{CompareArgs, ExportArgs, compare, export};
+pub use results::{CompareArgs, ExportArgs, ValuesArgs, compare, export, values};
 pub use spec_file::expand;
 pub use submit::{CancelArgs, RunsArgs, SubmitArgs, WatchArgs, cancel, runs, submit, watch};

@@ -123,9 +123,9 @@ pub async fn listed(
 async fn stored(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<StoredRun>> {
     let rows = sqlx::query!(
         r#"select r.id, r.name, r.method, r.seed, r.variant, r.state, r.phase, r.reason, r.checkpoint, r.spec,
-                  p.progress as "progress?: Json<RunProgress>",
+                  (select p.progress from run_progress p where p.run_id = r.id) as "progress?: Json<RunProgress>",
                   greatest(r.created_at, r.started_at, r.finished_at) as "updated!"
-           from run r left join run_progress p on p.run_id = r.id where r.id = any($1)"#,
+           from run r where r.id = any($1)"#,
         ids
     )
     .fetch_all(pool)

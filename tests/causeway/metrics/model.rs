@@ -102,6 +102,7 @@ impl Model {
     pub fn csv(&self) -> String {
         let mut text = "name,step,value,attempt,n\n".to_owned();
         for (name, values) in self.visible() {
+            let name = if name.contains(',') { format!("\"{name}\"") } else { name };
             for (step, attempt, n, number) in values {
                 text += &format!("{name},{step},{},{attempt},{n}\n", Number(number));
             }

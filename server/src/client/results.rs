@@ -234,7 +234,9 @@ pub async fn values(connection: &super::Connection, args: ValuesArgs) -> Result<
     }
     let mut response = server.send(request).await?;
     let mut out = std::io::stdout().lock();
-    while let Some(piece) = response.chunk().await.context("reading the values; what was printed is not all")? {
+    while let Some(piece) =
+        response.chunk().await.context("reading the values; what was printed is not all")?
+    {
         out.write_all(&piece)?;
     }
     Ok(())

@@ -49,9 +49,11 @@ impl Batch {
                 continue;
             }
             let taken = self.of(name, column.len())?;
-            taken.extend(
-                steps.iter().zip(&column).map(|(step, number)| Value { step: *step, n, number: number.0 }),
-            );
+            taken.extend(steps.iter().zip(&column).map(|(step, number)| Value {
+                step: *step,
+                n,
+                number: number.0,
+            }));
         }
         Ok(())
     }

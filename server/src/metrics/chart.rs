@@ -6,8 +6,7 @@ use causeway_protocol::Number;
 
 /// The points of a chart with so many columns, from what runs of values come to, which go by step.
 pub fn points(rollups: &[Rollup], resolution: usize) -> Vec<(i64, f64)> {
-    let (Some(first), Some(last)) =
-        (rollups.first(), rollups.iter().map(|rollup| rollup.last_key.0).max())
+    let (Some(first), Some(last)) = (rollups.first(), rollups.iter().map(|rollup| rollup.last_key.0).max())
     else {
         return Vec::new();
     };

@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn a_rollup_counts_what_is_not_finite_and_looks_past_it() {
-        let values = [at(1, f64::NAN), at(2, 3.0), at(3, -1.0), at(4, f64::INFINITY), at(5, -1.0), at(6, 3.0)];
+        let values =
+            [at(1, f64::NAN), at(2, 3.0), at(3, -1.0), at(4, f64::INFINITY), at(5, -1.0), at(6, 3.0)];
         let rollup = Rollup::of(&values).unwrap();
         assert_eq!((rollup.count, rollup.non_finite), (6, 2));
         assert_eq!(rollup.min, Some(Extreme { number: -1.0, step: 3 }), "the first of equal ones");

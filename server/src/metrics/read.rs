@@ -154,7 +154,8 @@ async fn values(pool: &PgPool, heads: &[&Head], span: Span) -> Result<BTreeMap<P
     .fetch_all(pool)
     .await?;
     let chunks = rows.into_iter().map(|row| {
-        let place = Place { series: row.series_id, attempt: row.attempt, first: (row.first_step, row.first_n) };
+        let place =
+            Place { series: row.series_id, attempt: row.attempt, first: (row.first_step, row.first_n) };
         let places = Places { stride: row.stride, steps: row.steps, ns: row.ns };
         let mut values = places.values(row.first_step, &row.numbers);
         values.retain(|value| span.holds(value.step) && value.step <= row.through);

@@ -158,9 +158,7 @@ impl Writer {
                 self.chunks.push(series, self.attempt, 0, part);
                 let last = Stretch { from: part[0].key(), count: part.len() };
                 open = match (plan, open) {
-                    (Plan::Rebuild(_), _) | (_, None) => {
-                        (part.len() < CHUNK_MAX).then_some((last, last))
-                    }
+                    (Plan::Rebuild(_), _) | (_, None) => (part.len() < CHUNK_MAX).then_some((last, last)),
                     (_, Some((all, _))) => {
                         Some((Stretch { count: all.count + merged.taken.len(), ..all }, last))
                     }

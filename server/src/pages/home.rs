@@ -93,11 +93,7 @@ pub fn percent(progress: &RunProgress) -> u64 {
 }
 
 /// `GET /`.
-pub async fn show(
-    State(app): State<App>,
-    asked: Asked,
-    Query(options): Query<Options>,
-) -> Result<Response> {
+pub async fn show(State(app): State<App>, asked: Asked, Query(options): Query<Options>) -> Result<Response> {
     let (experiments, older) = experiments(&app.pool, options.place()?).await?;
     let home = Home {
         shell: Shell::load(&app, &asked, true).await?,
@@ -180,9 +176,10 @@ async fn experiments(
     let page = usize::try_from(EXPERIMENTS).unwrap_or(usize::MAX);
     let more = rows.len() > page;
     rows.truncate(page);
-    let older = rows.last().filter(|_| more).map(|row| {
-        format!("/?after={}.{}#experiments", row.updated.unix_timestamp_nanos() / 1000, row.id)
-    });
+    let older = rows
+        .last()
+        .filter(|_| more)
+        .map(|row| format!("/?after={}.{}#experiments", row.updated.unix_timestamp_nanos() / 1000, row.id));
     let experiments = rows.into_iter().map(|row| Row {
         states: state_counts(&[
             ("succeeded", row.succeeded),

@@ -201,8 +201,11 @@ async fn figure(pool: &PgPool, run: &Run, spec: Option<&Spec>, options: &Options
         return Ok(None);
     };
     let summary = &run.summary;
-    let filter =
-        CurveFilter { runs: Some(vec![summary.id]), protocol: Some(chosen.id.clone()), ..CurveFilter::default() };
+    let filter = CurveFilter {
+        runs: Some(vec![summary.id]),
+        protocol: Some(chosen.id.clone()),
+        ..CurveFilter::default()
+    };
     let source = Source {
         run: summary.id,
         line: String::new(),

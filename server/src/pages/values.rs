@@ -108,9 +108,10 @@ impl ValuesView {
 async fn loss(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<LossChart> {
     let names = [LOSS.to_owned()];
     let series = metrics::chart(pool, run.summary.id, Some(&names), Span::ALL, COLUMNS).await?;
-    let values = series.into_iter().next().map(|series| {
-        series.steps.into_iter().zip(series.values.into_iter().map(|value| value.0)).collect()
-    });
+    let values = series
+        .into_iter()
+        .next()
+        .map(|series| series.steps.into_iter().zip(series.values.into_iter().map(|value| value.0)).collect());
     let resumed = run.attempt_list.iter().map(|attempt| attempt.resumed_step).filter(|step| *step > 0);
     let total = spec.and_then(|spec| spec.training.as_ref()).map_or(0, |training| training.steps);
     Ok(LossChart {

@@ -147,12 +147,12 @@ pub async fn metrics() -> Result<()> {
         writers.push(Writer::new(&server, &held, number)?);
     }
     let mut values = 0;
-    values += sustained(&server, &mut writers, Form::Lines, 1_000, "lines_1000").await?;
-    values += sustained(&server, &mut writers, Form::Columns, 1_000, "columns_1000").await?;
-    values += sustained(&server, &mut writers, Form::Columns, 10_000, "columns_10000").await?;
     for (form, name) in [(Form::Lines, "lines"), (Form::Columns, "columns")] {
         values += paced(&mut writers, form, name).await?;
     }
+    values += sustained(&server, &mut writers, Form::Lines, 1_000, "lines_1000").await?;
+    values += sustained(&server, &mut writers, Form::Columns, 1_000, "columns_1000").await?;
+    values += sustained(&server, &mut writers, Form::Columns, 10_000, "columns_10000").await?;
     bytes(&database, values, "of batches of 1,000 and 10,000, four series").await?;
 
     let start = Instant::now();
@@ -268,8 +268,7 @@ fn spent(server: &Server) -> Result<Vec<(&'static str, f64)>> {
 /// Processor seconds of a process, and its parent.
 fn seconds(pid: i32) -> Result<(f64, i32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> =
-        text.rsplit_once(')').context("the name in stat")?.1.split_whitespace().collect();
+    let fields: Vec<&str> = text.rsplit_once(')').context("the name in stat")?.1.split_whitespace().collect();
     let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
     // SAFETY: sysconf has no preconditions.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
@@ -277,8 +276,7 @@ fn seconds(pid: i32) -> Result<(f64, i32)> {
 }
 
 async fn bytes(database: &sqlx::PgPool, values: u64, what: &str) -> Result<()> {
-    let kept: i64 =
-        sqlx::query_scalar("select sum(count)::bigint from summary").fetch_one(database).await?;
+    let kept: i64 = sqlx::query_scalar("select sum(count)::bigint from summary").fetch_one(database).await?;
     ensure!(kept as u64 == values, "{kept} values are kept of {values}");
     let size = "select (pg_total_relation_size('chunk') + pg_total_relation_size('summary')
                         + pg_total_relation_size('series'))::float8";
@@ -356,17 +354,21 @@ async fn pages(server: &Server, database: &sqlx::PgPool, run: &str) -> Result<()
     .await?;
     let what = "of an experiment of 10,000 runs";
     let page = format!("/experiments/{experiment}");
-    let (_, html) = timed(server, "metrics_experiment_page", &format!("the page {what}"), |_| page.clone()).await?;
+    let (_, html) =
+        timed(server, "metrics_experiment_page", &format!("the page {what}"), |_| page.clone()).await?;
     ensure!(html.contains("rel=\"next\""), "the page has a next one");
     timed(server, "metrics_home_page", &format!("the home page {what}"), |_| "/".to_owned()).await?;
     let list = format!("/api/v1/runs?experiment={experiment}&limit=100");
-    let (_, answer) = timed(server, "metrics_run_list", &format!("100 runs {what}"), |_| list.clone()).await?;
+    let (_, answer) =
+        timed(server, "metrics_run_list", &format!("100 runs {what}"), |_| list.clone()).await?;
     let mut cursor = serde_json::from_str::<Value>(&answer)?["next"].clone();
     for _ in 0..60 {
         let next = cursor.as_str().context("a next page")?;
-        cursor = server.get(&format!("/runs?experiment={experiment}&limit=100&cursor={next}")).await?["next"].clone();
+        cursor = server.get(&format!("/runs?experiment={experiment}&limit=100&cursor={next}")).await?["next"]
+            .clone();
     }
     let deep = format!("{list}&cursor={}", cursor.as_str().context("a next page")?);
-    timed(server, "metrics_run_list_deep", &format!("100 runs {what}, sixty pages on"), |_| deep.clone()).await?;
+    timed(server, "metrics_run_list_deep", &format!("100 runs {what}, sixty pages on"), |_| deep.clone())
+        .await?;
     Ok(())
 }

@@ -113,7 +113,9 @@ async fn compare(server: &Server, database: &sqlx::PgPool, id: &str, model: &Mod
         let Some(next) = page["next"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
-    let by = |row: &Value| (row["attempt"].as_i64(), row["name"].to_string(), row["step"].as_i64(), row["n"].as_i64());
+    let by = |row: &Value| {
+        (row["attempt"].as_i64(), row["name"].to_string(), row["step"].as_i64(), row["n"].as_i64())
+    };
     conflicts.sort_by_key(by);
     same("conflicts", &json!(conflicts), &json!(model.conflicts()));
     // A coarse chart: each point is a visible value, and the extremes are there.
@@ -126,7 +128,9 @@ async fn compare(server: &Server, database: &sqlx::PgPool, id: &str, model: &Mod
             .context("steps")?
             .iter()
             .zip(series["values"].as_array().context("values")?)
-            .map(|(step, number)| Ok((step.as_i64().context("step")?, serde_json::from_value(number.clone())?)))
+            .map(|(step, number)| {
+                Ok((step.as_i64().context("step")?, serde_json::from_value(number.clone())?))
+            })
             .collect::<Result<_>>()?;
         assert!(points.len() <= 4 * 7, "{} points", points.len());
         let stands = |(step, number): &(i64, Number)| {
@@ -136,10 +140,7 @@ async fn compare(server: &Server, database: &sqlx::PgPool, id: &str, model: &Mod
         let least = values.iter().map(|value| value.3).filter(|number| number.is_finite()).reduce(f64::min);
         assert!(least.is_none_or(|least| points.iter().any(|(_, number)| number.0 == least)));
         assert_eq!(series["shown"]["count"], values.len());
-        assert_eq!(
-            series["shown"]["non_finite"],
-            values.iter().filter(|value| !value.3.is_finite()).count()
-        );
+        assert_eq!(series["shown"]["non_finite"], values.iter().filter(|value| !value.3.is_finite()).count());
     }
     Ok(())
 }
@@ -194,7 +195,8 @@ async fn whatever_the_order_of_arrival_chunks_come_to_what_their_values_come_to(
             }
             if random.below(6) == 0 {
                 let step = random.below(at.unsigned_abs()) as i64;
-                let back = json!({"event": "rolled_back", "step": step, "rollbacks": 1, "reason": "on purpose"});
+                let back =
+                    json!({"event": "rolled_back", "step": step, "rollbacks": 1, "reason": "on purpose"});
                 writer.ship(&[back]).await?;
                 model.roll_back(step);
                 at = step + 1;
@@ -253,7 +255,8 @@ async fn a_chart_reads_chunks_and_an_export_reads_every_value() -> Result<()> {
     let spike = steps.iter().position(|step| step == 77_777).expect("one value in 120,000 is drawn");
     assert_eq!(values[spike], 9.0);
     // A closer look reads the values themselves.
-    let zoomed = server.get(&format!("/runs/{id}/metrics?resolution=100&from_step=77700&to_step=77899")).await?;
+    let zoomed =
+        server.get(&format!("/runs/{id}/metrics?resolution=100&from_step=77700&to_step=77899")).await?;
     assert_eq!(zoomed[0]["shown"], json!({"exact": true, "count": 200, "non_finite": 0}));
     assert_eq!(zoomed[0]["steps"][77], 77_777);
     // The complete answer has a limit, and says what has none.
@@ -297,16 +300,18 @@ async fn what_a_resumed_attempt_hides_in_the_middle_of_a_chunk_is_in_no_chart() 
 async fn what_is_not_finite_survives_and_what_contradicts_is_told() -> Result<()> {
     let server = Server::start().await?;
     let (id, mut writer) = writer(&server, "w").await?;
-    let line = |step: u64, number: Value| json!({"event": "metrics", "step": step, "values": {"loss": number}});
+    let line =
+        |step: u64, number: Value| json!({"event": "metrics", "step": step, "values": {"loss": number}});
     writer.ship(&[line(1, json!("NaN")), line(2, json!("-Infinity")), line(3, json!(0.25))]).await?;
     writer.ship(&[line(1, json!("NaN")), line(3, json!(0.25))]).await?;
-    assert_eq!(server.get(&format!("/runs/{id}/conflicts")).await?["items"], json!([]), "the same is nothing");
+    assert_eq!(
+        server.get(&format!("/runs/{id}/conflicts")).await?["items"],
+        json!([]),
+        "the same is nothing"
+    );
     writer.ship(&[line(3, json!(0.5)), line(3, json!("Infinity"))]).await?;
     let metrics = server.get(&format!("/runs/{id}/metrics")).await?;
-    assert_eq!(
-        metrics,
-        json!([{"name": "loss", "steps": [1, 2, 3], "values": ["NaN", "-Infinity", 0.25]}])
-    );
+    assert_eq!(metrics, json!([{"name": "loss", "steps": [1, 2, 3], "values": ["NaN", "-Infinity", 0.25]}]));
     let conflict = server.get(&format!("/runs/{id}/conflicts")).await?["items"][0].clone();
     assert_eq!(
         (&conflict["step"], &conflict["kept"], &conflict["refused"], &conflict["times"]),

@@ -12,6 +12,7 @@ mod evaluation;
 mod journal;
 mod lease;
 mod method;
+mod number;
 mod resources;
 mod retention;
 mod search;
@@ -44,6 +45,7 @@ pub use method::{
     Fusion, FusionAttention, Ladder, Lora, LoraTarget, Method, NullText, Program, Reading, Reads, Reprogram,
     Selection, Selective, TokenReplay,
 };
+pub use number::Number;
 pub use resources::{DEVICES_MAX, DeviceReport, Gang, NODES_MAX, Resources};
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
 pub use search::{

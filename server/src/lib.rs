@@ -30,6 +30,7 @@ pub mod ingest;
 pub mod launch;
 pub mod leases;
 pub mod lines;
+pub mod logs;
 pub mod measured;
 pub mod metrics;
 pub mod page;
@@ -127,7 +128,9 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(search::cancel_search))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(metrics::export_metrics))
-        .routes(routes!(metrics::get_logs))
+        .routes(routes!(metrics::get_summary))
+        .routes(routes!(metrics::list_conflicts))
+        .routes(routes!(logs::get_logs))
         .routes(routes!(curves::get_run_curves))
         .routes(routes!(analysis::get_run_spectrum))
         .routes(routes!(analysis::get_run_similarity))

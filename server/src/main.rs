@@ -47,6 +47,8 @@ enum Command {
     Launch(LaunchArgs),
     /// Print every point of an experiment as CSV
     Export(ClientArgs<client::ExportArgs>),
+    /// Print every value that a run has logged as CSV
+    Values(ClientArgs<client::ValuesArgs>),
     /// Search over hyper-parameters
     Search {
         #[command(subcommand)]
@@ -129,6 +131,7 @@ async fn main() -> std::process::ExitCode {
         Command::Launch(args) => launch::launch(args).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,
         Command::Search { command } => search(command).await,
+        Command::Values(args) => client::values(&args.connection, args.own).await,
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

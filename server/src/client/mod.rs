@@ -9,7 +9,7 @@ mod submit;
 
 pub use http::{Connection, Server};
 pub use queue::{CloneArgs, ProjectsCommand, RunIds, WorkersCommand, act, clone, projects, queue, workers};
-pub use results::{CompareArgs, ExportArgs, compare, export};
+pub use results::{CompareArgs, ExportArgs, ValuesArgs, compare, export, values};
 pub use search::{
     SearchExtendArgs, SearchIdArgs, SearchListArgs, SearchSubmitArgs, change_search, extend_search,
     list_searches, show_search, submit_search,

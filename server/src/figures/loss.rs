@@ -65,15 +65,18 @@ pub fn loss_svg(chart: &LossChart, id: &str) -> String {
             HEIGHT - BOTTOM
         );
     }
-    let places: Vec<String> = thinned(&chart.values)
-        .iter()
-        .map(|(step, value)| format!("{},{}", short(x(*step as f64)), short(y(*value))))
-        .collect();
-    if !places.is_empty() {
+    // A value that is not finite is a gap.
+    let (mut path, mut pen) = (String::new(), 'M');
+    for (step, value) in thinned(&chart.values) {
+        if value.is_finite() {
+            let _ = write!(path, "{pen}{},{}", short(x(step as f64)), short(y(value)));
+        }
+        pen = if value.is_finite() { 'L' } else { 'M' };
+    }
+    if !path.is_empty() {
         let _ = write!(
             out,
-            r#"<path d="M{}" fill="none" stroke="var(--accent)" stroke-width="1.5" stroke-linejoin="round"/>"#,
-            places.join("L")
+            r#"<path d="{path}" fill="none" stroke="var(--accent)" stroke-width="1.5" stroke-linejoin="round"/>"#
         );
     }
     out.push_str("</svg>");
@@ -128,5 +131,14 @@ mod tests {
         assert!(thin.contains(&(5_001, 9.0)));
         let svg = loss_svg(&LossChart { values, resumed: vec![500], total: 10_000 }, "l");
         assert!(svg.contains("resumed at 500"));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_a_gap() {
+        let values = vec![(0, 1.0), (1, f64::NAN), (2, f64::INFINITY), (3, 2.0), (4, 1.0)];
+        let svg = loss_svg(&LossChart { values, resumed: Vec::new(), total: 4 }, "l");
+        let path = svg.split(r#"<path d="M"#).last().unwrap().split('"').next().unwrap();
+        assert_eq!((path.matches('M').count(), path.matches('L').count()), (1, 1), "{path}");
+        assert!(!svg.contains("NaN,") && !svg.contains("inf"), "{svg}");
     }
 }

@@ -15,12 +15,14 @@ mod numbers;
 mod protocols;
 mod queue;
 mod run;
+mod run_list;
 mod search;
 mod search_figures;
 mod searches;
 mod similarity;
 mod spec_view;
 mod spectrum;
+mod values;
 mod workers;
 
 use crate::{App, Error, Result};

@@ -351,7 +351,12 @@ async fn insert_logs(conn: &mut PgConnection, lease: &Fenced, lines: &[LogLine])
     if lines.is_empty() {
         return Ok(());
     }
-    let streams: Vec<String> = lines.iter().map(|line| line.stream.as_str().to_owned()).collect();
+    // Each of several workers counts its own positions.
+    let stream = |line: &LogLine| match lease.rank {
+        0 => line.stream.as_str().to_owned(),
+        rank => format!("{} of rank {rank}", line.stream.as_str()),
+    };
+    let streams: Vec<String> = lines.iter().map(stream).collect();
     let positions: Vec<i64> = lines.iter().map(|line| line.offset.cast_signed()).collect();
     let texts: Vec<String> = lines.iter().map(|line| clean(&line.text)).collect();
     sqlx::query!(

@@ -2,7 +2,7 @@
 //! numbered from 1, to `journal.jsonl` in its attempt's folder. The agent ships the lines in order, and the
 //! server takes each line at most once. Without a server the same file is what a person reads.
 
-use crate::{Alpha, FeatureFile, Phase, Protocol, SimilarityReport, SpectrumReport, Training, hex};
+use crate::{Alpha, FeatureFile, Number, Phase, Protocol, SimilarityReport, SpectrumReport, Training, hex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -59,12 +59,25 @@ pub enum Event {
         /// The phase that begins.
         phase: Phase,
     },
-    /// Values of metrics at a step; all finite.
+    /// Values of metrics at a step.
     Metrics {
         /// Optimiser steps done.
         step: u64,
         /// Value by metric name.
+        #[serde(with = "crate::number::by_name")]
+        #[schema(value_type = BTreeMap<String, Number>)]
         values: BTreeMap<String, f64>,
+    },
+    /// Values of metrics at many steps, column by column: what many lines of `metrics` say, in a fraction of the bytes
+    /// and of the work.
+    Values {
+        /// Steps, ascending where possible.
+        steps: Vec<u64>,
+        /// Which of the values at its step each is, from 0: more than one value of a metric at a step need numbers.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        n: u32,
+        /// By metric name as many values as there are steps.
+        values: BTreeMap<String, Vec<Number>>,
     },
     /// Training diverged and goes on from an earlier step with lower rates: the values beyond that step are taken
     /// back, and their steps come again.
@@ -127,6 +140,10 @@ pub enum Event {
     Spectrum(Box<SpectrumReport>),
     /// How similar θ_α is to θ0. Its small images are uploaded before this line is shipped.
     Similarity(Box<SimilarityReport>),
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// One point: accuracy of one α on one dataset under one protocol.
@@ -363,5 +380,25 @@ mod tests {
             r#"{"seq":7,"at":"1970-01-01T00:00:00Z","event":"metrics","step":3,"values":{"loss":2.5}}"#
         );
         assert_eq!(serde_json::from_str::<JournalLine>(&text).unwrap(), line);
+    }
+
+    #[test]
+    fn many_steps_are_one_line_and_an_infinite_loss_is_told() {
+        let columns = BTreeMap::from([("loss".to_owned(), vec![Number(2.5), Number(f64::INFINITY)])]);
+        let line = JournalLine {
+            seq: 8,
+            at: OffsetDateTime::UNIX_EPOCH,
+            event: Event::Values { steps: vec![3, 4], n: 0, values: columns },
+        };
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(
+            text,
+            r#"{"seq":8,"at":"1970-01-01T00:00:00Z","event":"values","steps":[3,4],"values":{"loss":[2.5,"Infinity"]}}"#
+        );
+        assert_eq!(serde_json::from_str::<JournalLine>(&text).unwrap(), line);
+        let event = Event::Metrics { step: 3, values: BTreeMap::from([("loss".to_owned(), f64::INFINITY)]) };
+        let text = serde_json::to_string(&event).unwrap();
+        assert_eq!(text, r#"{"event":"metrics","step":3,"values":{"loss":"Infinity"}}"#);
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
     }
 }

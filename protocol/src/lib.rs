@@ -12,8 +12,10 @@ mod evaluation;
 mod journal;
 mod lease;
 mod method;
+mod number;
 mod resources;
 mod retention;
+mod search;
 mod spec;
 mod state;
 mod validate;
@@ -43,8 +45,12 @@ pub use method::{
     Fusion, FusionAttention, Ladder, Lora, LoraTarget, Method, NullText, Program, Reading, Reads, Reprogram,
     Selection, Selective, TokenReplay,
 };
+pub use number::Number;
 pub use resources::{DEVICES_MAX, DeviceReport, Gang, NODES_MAX, Resources};
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
+pub use search::{
+    Axis, Direction, Search, SearchObjective, SearchPoint, SeriesValue, Strategy, parse_search, point_words,
+};
 pub use spec::{
     Architecture, Captioning, Captions, Contrastive, Decoder, Divergence, Kind, Objective, Reconstruction,
     Schedule, Soup, Spec, Training, View, WeightSource, Weights,

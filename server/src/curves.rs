@@ -95,8 +95,8 @@ pub struct Point {
 pub struct CurveFilter {
     /// Of this experiment's runs.
     pub experiment: Option<Uuid>,
-    /// Of this run.
-    pub run: Option<Uuid>,
+    /// Of these runs.
+    pub runs: Option<Vec<Uuid>>,
     /// Of these checkpoints.
     pub checkpoints: Option<Vec<String>>,
     /// Under this protocol only.
@@ -118,7 +118,7 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
            join curve c on c.backbone = r.backbone and c.dataset = d.digest
                        and c.checkpoint in ('', coalesce(r.checkpoint, ''))
            join point p on p.curve_id = c.id
-           where ($1::uuid is null or r.experiment_id = $1) and ($2::uuid is null or r.id = $2)
+           where ($1::uuid is null or r.experiment_id = $1) and ($2::uuid[] is null or r.id = any($2))
              and ($3::text[] is null or r.checkpoint = any($3)) and ($4::text is null or c.protocol = $4)
              -- A run has only the points its spec asks for, also where others share its checkpoint or backbone. Which
              -- α a refinement asks for shows in its checkpoint's points alone.
@@ -128,7 +128,7 @@ pub async fn curves(pool: &PgPool, filter: &CurveFilter) -> Result<Vec<Curve>> {
            order by case rd.role when 'id' then 0 when 'target' then 1 else 2 end, rd.ordinal, d.digest,
                     r.method, r.seed, r.id, length(c.protocol), c.protocol, p.alpha"#,
         filter.experiment,
-        filter.run,
+        filter.runs.as_deref(),
         filter.checkpoints.as_deref(),
         filter.protocol,
     )
@@ -208,10 +208,10 @@ pub fn mean_per_class(correct: &[i32], queries: &[i32]) -> Option<f64> {
 async fn asked_protocols(pool: &PgPool, filter: &CurveFilter) -> Result<BTreeMap<Uuid, Vec<Protocol>>> {
     let rows = sqlx::query!(
         r#"select id, spec as "spec: sqlx::types::Json<causeway_protocol::Spec>" from run
-           where ($1::uuid is null or experiment_id = $1) and ($2::uuid is null or id = $2)
+           where ($1::uuid is null or experiment_id = $1) and ($2::uuid[] is null or id = any($2))
              and ($3::text[] is null or checkpoint = any($3))"#,
         filter.experiment,
-        filter.run,
+        filter.runs.as_deref(),
         filter.checkpoints.as_deref()
     )
     .fetch_all(pool)
@@ -259,7 +259,7 @@ pub async fn get_run_curves(
     Query(query): Query<CurvesQuery>,
 ) -> Result<Json<Curves>> {
     crate::runs::get_run(&app, id).await?;
-    let filter = CurveFilter { run: Some(id), protocol: query.protocol, ..CurveFilter::default() };
+    let filter = CurveFilter { runs: Some(vec![id]), protocol: query.protocol, ..CurveFilter::default() };
     let curves = curves(&app.pool, &filter).await?;
     Ok(Json(Curves { lines: lines(&app.pool, &curves).await?, curves }))
 }

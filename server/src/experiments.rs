@@ -114,7 +114,7 @@ async fn experiments(
     let rows = sqlx::query_as!(
         Experiment,
         r#"select e.id, e.name, e.description, p.name as project, e.created_at,
-                  count(r.id) as "runs!",
+                  count(r.experiment_id) as "runs!",
                   count(*) filter (where r.state = 'queued') as "queued!",
                   count(*) filter (where r.state = 'running') as "running!",
                   count(*) filter (where r.state = 'succeeded') as "succeeded!",

@@ -1,10 +1,14 @@
 //! What the journal says, into the tables. The caller holds the lease's row lock, so lines arrive one batch at a
 //! time and each at most once; everything here happens in that one transaction.
 
-use crate::{Error, Result, analysis, leases::Fenced, runs::parts};
+use crate::{
+    Error, Result, analysis,
+    leases::Fenced,
+    metrics::{batch::Batch, hide, store},
+    runs::parts,
+};
 use causeway_protocol::{Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Spec};
 use sqlx::{PgConnection, types::Json};
-use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Most journal lines, and most log lines, in one batch.
@@ -23,7 +27,7 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
         )));
     }
     let mut shipped = lease.shipped_seq.cast_unsigned();
-    let mut metrics = Vec::new();
+    let mut values = Batch::default();
     for line in batch.lines {
         if line.seq <= shipped {
             continue;
@@ -39,16 +43,17 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
             continue; // of several workers the first speaks for the run
         }
         match line.event {
-            Event::Metrics { step, values } => metrics.push((step, values)),
+            Event::Metrics { step, values: of_step } => values.metrics(step, of_step)?,
+            Event::Values { steps, n, values: columns } => values.values(&steps, n, columns)?,
             Event::RolledBack { step, rollbacks, .. } => {
-                insert_values(conn, lease, &metrics).await?;
-                metrics.clear();
-                take_back(conn, lease, step, rollbacks).await?;
+                store::insert(conn, lease, &mut values).await?;
+                let number = i32::try_from(rollbacks).unwrap_or(i32::MAX);
+                hide::take_back(conn, lease, step.cast_signed(), number).await?;
             }
             _ => take(conn, lease, line).await?,
         }
     }
-    insert_values(conn, lease, &metrics).await?;
+    store::insert(conn, lease, &mut values).await?;
     insert_logs(conn, lease, &batch.logs).await?;
     sqlx::query!("update lease set shipped_seq = $2 where id = $1", lease.id, shipped.cast_signed())
         .execute(conn)
@@ -70,7 +75,7 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
         note_progress(conn, lease.run_id).await?;
     }
     match line.event {
-        Event::Metrics { .. } | Event::RolledBack { .. } => Ok(()), // the caller's
+        Event::Metrics { .. } | Event::Values { .. } | Event::RolledBack { .. } => Ok(()), // the caller's
         Event::Started { environment, phase: _, resumed_step } => {
             let resumed = resumed_step.cast_signed();
             sqlx::query!(
@@ -81,18 +86,7 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
             )
             .execute(&mut *conn)
             .await?;
-            // What earlier attempts did beyond this step is done again now: kept, but hidden.
-            sqlx::query!(
-                "update attempt set visible_through = least(coalesce(visible_through, $3), $3)
-                 where run_id = $1 and number < $2
-                   and exists (select from run where id = $1 and phase = 'train')",
-                lease.run_id,
-                lease.attempt,
-                resumed
-            )
-            .execute(conn)
-            .await?;
-            Ok(())
+            hide::resume_from(conn, lease, resumed).await
         }
         Event::Backbone { digest, parameters, trainable } => {
             let spec = sqlx::query_scalar!(
@@ -353,70 +347,16 @@ async fn insert_point(conn: &mut PgConnection, lease: &Fenced, point: PointRecor
     Ok(())
 }
 
-async fn insert_values(
-    conn: &mut PgConnection,
-    lease: &Fenced,
-    lines: &[(u64, BTreeMap<String, f64>)],
-) -> Result<()> {
-    let mut names: Vec<String> = lines.iter().flat_map(|(_, values)| values.keys().cloned()).collect();
-    names.sort();
-    names.dedup();
-    if names.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        "insert into series (run_id, name) select $1, unnest($2::text[]) on conflict do nothing",
-        lease.run_id,
-        &names
-    )
-    .execute(&mut *conn)
-    .await?;
-    let rows =
-        lines.iter().flat_map(|(step, values)| values.iter().map(move |(name, value)| (*step, name, *value)));
-    let (mut keys, mut steps, mut values) = (Vec::new(), Vec::new(), Vec::new());
-    for (step, name, value) in rows {
-        keys.push(name.clone());
-        steps.push(step.cast_signed());
-        values.push(value);
-    }
-    sqlx::query!(
-        "insert into value (series_id, attempt, step, value)
-         select s.id, $2, v.step, v.value
-         from unnest($3::text[], $4::int8[], $5::float8[]) as v(name, step, value)
-         join series s on s.run_id = $1 and s.name = v.name
-         on conflict do nothing",
-        lease.run_id,
-        lease.attempt,
-        &keys,
-        &steps,
-        &values
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Hides the values of this attempt beyond a step, which are going to come again: `n` counts the values of one step
-/// from 0, and what was taken back has a negative one.
-async fn take_back(conn: &mut PgConnection, lease: &Fenced, step: u64, rollbacks: u32) -> Result<()> {
-    sqlx::query!(
-        "update value v set n = -$4::integer from series s
-         where s.id = v.series_id and s.run_id = $1 and v.attempt = $2 and v.step > $3 and v.n = 0",
-        lease.run_id,
-        lease.attempt,
-        step.cast_signed(),
-        rollbacks.cast_signed()
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 async fn insert_logs(conn: &mut PgConnection, lease: &Fenced, lines: &[LogLine]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    let streams: Vec<String> = lines.iter().map(|line| line.stream.as_str().to_owned()).collect();
+    // Each of several workers counts its own positions.
+    let stream = |line: &LogLine| match lease.rank {
+        0 => line.stream.as_str().to_owned(),
+        rank => format!("{} of rank {rank}", line.stream.as_str()),
+    };
+    let streams: Vec<String> = lines.iter().map(stream).collect();
     let positions: Vec<i64> = lines.iter().map(|line| line.offset.cast_signed()).collect();
     let texts: Vec<String> = lines.iter().map(|line| clean(&line.text)).collect();
     sqlx::query!(

@@ -27,8 +27,10 @@ pub mod estimate;
 pub mod experiments;
 pub mod figures;
 pub mod ingest;
+pub mod launch;
 pub mod leases;
 pub mod lines;
+pub mod logs;
 pub mod measured;
 pub mod metrics;
 pub mod page;
@@ -37,6 +39,7 @@ pub mod postgres;
 pub mod projects;
 pub mod runs;
 pub mod scheduler;
+pub mod search;
 pub mod serve;
 pub mod wake;
 pub mod workers;
@@ -116,9 +119,18 @@ fn user_routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::resume_run))
         .routes(routes!(runs::move_run_to_front))
         .routes(routes!(runs::clone_run))
+        .routes(routes!(search::list_searches, search::create_search))
+        .routes(routes!(search::get_search_handler))
+        .routes(routes!(search::list_search_decisions))
+        .routes(routes!(search::pause_search))
+        .routes(routes!(search::resume_search))
+        .routes(routes!(search::extend_search))
+        .routes(routes!(search::cancel_search))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(metrics::export_metrics))
-        .routes(routes!(metrics::get_logs))
+        .routes(routes!(metrics::get_summary))
+        .routes(routes!(metrics::list_conflicts))
+        .routes(routes!(logs::get_logs))
         .routes(routes!(curves::get_run_curves))
         .routes(routes!(analysis::get_run_spectrum))
         .routes(routes!(analysis::get_run_similarity))

@@ -2,6 +2,7 @@
 
 use causeway_server::{
     client::{self, Connection},
+    launch::{self, LaunchArgs},
     serve::{ServeArgs, serve},
 };
 use clap::{Args, Parser, Subcommand};
@@ -42,8 +43,35 @@ enum Command {
     Projects(ClientArgs<Projects>),
     /// Put checkpoints side by side
     Compare(ClientArgs<client::CompareArgs>),
+    /// Workers from a batch system: Slurm, LSF, Kubernetes
+    Launch(LaunchArgs),
     /// Print every point of an experiment as CSV
     Export(ClientArgs<client::ExportArgs>),
+    /// Print every value that a run has logged as CSV
+    Values(ClientArgs<client::ValuesArgs>),
+    /// Search over hyper-parameters
+    Search {
+        #[command(subcommand)]
+        command: SearchCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum SearchCommand {
+    /// Submit the search of a file
+    Submit(ClientArgs<client::SearchSubmitArgs>),
+    /// List searches, newest first
+    List(ClientArgs<client::SearchListArgs>),
+    /// Show a search's trials, the best first
+    Show(ClientArgs<client::SearchIdArgs>),
+    /// Submit nothing new; what runs goes on
+    Pause(ClientArgs<client::SearchIdArgs>),
+    /// Go on with a paused search
+    Resume(ClientArgs<client::SearchIdArgs>),
+    /// More trials, or more steps; also for a search that has ended
+    Extend(ClientArgs<client::SearchExtendArgs>),
+    /// Stop a search with all its runs
+    Cancel(ClientArgs<client::SearchIdArgs>),
 }
 
 /// A command's own options, and which server to ask.
@@ -100,7 +128,10 @@ async fn main() -> std::process::ExitCode {
         Command::Workers(args) => client::workers(&args.connection, args.own.command).await,
         Command::Projects(args) => client::projects(&args.connection, args.own.command).await,
         Command::Compare(args) => client::compare(&args.connection, args.own).await,
+        Command::Launch(args) => launch::launch(args).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,
+        Command::Search { command } => search(command).await,
+        Command::Values(args) => client::values(&args.connection, args.own).await,
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -108,5 +139,17 @@ async fn main() -> std::process::ExitCode {
             eprintln!("causeway: {error:#}");
             std::process::ExitCode::FAILURE
         }
+    }
+}
+
+async fn search(command: SearchCommand) -> anyhow::Result<()> {
+    match command {
+        SearchCommand::Submit(args) => client::submit_search(&args.connection, args.own).await,
+        SearchCommand::List(args) => client::list_searches(&args.connection, args.own).await,
+        SearchCommand::Show(args) => client::show_search(&args.connection, args.own).await,
+        SearchCommand::Pause(args) => client::change_search(&args.connection, args.own, "pause").await,
+        SearchCommand::Resume(args) => client::change_search(&args.connection, args.own, "resume").await,
+        SearchCommand::Extend(args) => client::extend_search(&args.connection, args.own).await,
+        SearchCommand::Cancel(args) => client::change_search(&args.connection, args.own, "cancel").await,
     }
 }

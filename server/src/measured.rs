@@ -234,6 +234,11 @@ impl Measured {
         mean(&scores?)
     }
 
+    /// Mean accuracy of one checkpoint at α over the datasets of a role, percent; none if one of them is not measured.
+    pub fn checkpoint_mean(&self, checkpoint: &str, role: &str, alpha: Alpha, on: Queries) -> Option<f64> {
+        self.role_mean(self.of_checkpoint(checkpoint)?.1, role, alpha, on)
+    }
+
     /// Change of one checkpoint's mean accuracy over the datasets of a role; none if one of them is not measured.
     pub fn checkpoint_delta(&self, checkpoint: &str, role: &str, alpha: Alpha, on: Queries) -> Option<f64> {
         let (_, seed) = self.of_checkpoint(checkpoint)?;

@@ -5,9 +5,9 @@ use crate::{
     App, Hosts,
     auth::{self, TokenKind},
     blobs::{self, Blobs},
-    database,
+    database, launch,
     postgres::Embedded,
-    router, scheduler,
+    router, scheduler, search,
     wake::Wake,
 };
 use anyhow::{Context, Result};
@@ -48,6 +48,10 @@ pub struct ServeArgs {
     /// Seconds after which a silent worker's lease is taken back
     #[arg(long, env = "CAUSEWAY_LEASE_SECONDS", default_value_t = scheduler::LEASE_SECONDS)]
     pub lease_seconds: f64,
+    /// Start workers as batch jobs: the words of `causeway launch`, such as 'slurm --work-dir DIR --data DIR'; may be
+    /// repeated, with a --name for each
+    #[arg(long = "launch", env = "CAUSEWAY_LAUNCH", value_name = "WORDS", value_delimiter = '\n')]
+    pub launchers: Vec<String>,
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -55,6 +59,8 @@ pub struct ServeArgs {
 /// # Errors
 /// If the state folder, Postgres or the listener cannot be had.
 pub async fn serve(args: ServeArgs) -> Result<()> {
+    let launchers =
+        args.launchers.iter().map(|line| launch::Beside::parse(line)).collect::<Result<Vec<_>>>()?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -71,7 +77,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
             (embedded.url(), Some(embedded.supervise(stop_postgres.clone()).await?))
         }
     };
-    let served = serve_with(&args, &url, &stop).await;
+    let served = serve_with(&args, &url, launchers, &stop).await;
     stop.cancel();
     stop_postgres.cancel();
     if let Some(postgres) = postgres {
@@ -80,7 +86,12 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     served
 }
 
-async fn serve_with(args: &ServeArgs, url: &str, stop: &CancellationToken) -> Result<()> {
+async fn serve_with(
+    args: &ServeArgs,
+    url: &str,
+    launchers: Vec<launch::Beside>,
+    stop: &CancellationToken,
+) -> Result<()> {
     let pool = database::connect(url).await?;
     let app = App {
         pool: pool.clone(),
@@ -92,8 +103,9 @@ async fn serve_with(args: &ServeArgs, url: &str, stop: &CancellationToken) -> Re
     };
     let user = auth::ensure_token_file(&pool, &args.state.join("user.token"), TokenKind::User).await?;
     auth::ensure_token_file(&pool, &args.state.join("worker.token"), TokenKind::Worker).await?;
-    let tasks = [
+    let mut tasks = vec![
         tokio::spawn(scheduler::run(app.clone(), stop.clone())),
+        tokio::spawn(search::run(app.clone(), stop.clone())),
         tokio::spawn(blobs::sweep(app.clone(), stop.clone())),
     ];
     let listener = listen(args.listen).await?;
@@ -102,6 +114,10 @@ async fn serve_with(args: &ServeArgs, url: &str, stop: &CancellationToken) -> Re
     announce(&args.state, &url, &user)?;
     println!("listening on {url}");
     tracing::info!(%address, "serving");
+    for launcher in launchers {
+        let (url, state, stop) = (own_url(address), args.state.clone(), stop.clone());
+        tasks.push(tokio::spawn(async move { launcher.run(url, &state, stop).await }));
+    }
     let signalled = stop.clone();
     tokio::spawn(async move {
         wait_for_signal().await;
@@ -122,6 +138,14 @@ async fn serve_with(args: &ServeArgs, url: &str, stop: &CancellationToken) -> Re
     pool.close().await;
     let _ = fs::remove_file(args.state.join("server.json"));
     Ok(())
+}
+
+/// Where this process reaches its own server: a listener on every address is on the loopback one too.
+fn own_url(address: SocketAddr) -> String {
+    match address.ip().is_unspecified() {
+        true => format!("http://127.0.0.1:{}", address.port()),
+        false => format!("http://{address}"),
+    }
 }
 
 /// Small answers leave at once: without it, headers and body in two segments cost 40 ms each.
@@ -173,7 +197,8 @@ fn announce(state: &Path, url: &str, user_token: &str) -> Result<()> {
     auth::write_private(&state.join("server.json"), &text.to_string())
 }
 
-async fn wait_for_signal() {
+/// Waits for SIGINT or SIGTERM.
+pub async fn wait_for_signal() {
     let (Ok(mut interrupt), Ok(mut terminate)) = (
         tokio::signal::unix::signal(SignalKind::interrupt()),
         tokio::signal::unix::signal(SignalKind::terminate()),

@@ -5,6 +5,8 @@ use causeway_tests::{FakeWorker, Server, Trainer, binary, demo_data, small_finet
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Command, time::Instant};
 
+#[path = "parts/metrics.rs"]
+mod metrics;
 #[path = "parts/spectrum.rs"]
 mod spectrum;
 #[path = "parts/sweep_peer.rs"]
@@ -37,6 +39,9 @@ const VALUES: u64 = 1000;
 async fn main() -> Result<()> {
     if asked("server") {
         server().await?;
+    }
+    if asked("metrics") {
+        metrics::metrics().await?;
     }
     if asked("sweep") {
         sweep()?;

@@ -23,6 +23,18 @@ async fn every_page_reads_well_in_a_browser() -> Result<()> {
             ids.push(server.submit(&spec).await?);
         }
     }
+    let mut base = small_finetune();
+    base.as_object_mut()
+        .context("a spec")?
+        .retain(|field, _| !["experiment", "name", "seed"].contains(&field.as_str()));
+    let search = json!({
+        "name": "A search", "experiment": "searched", "spec": base, "parallel": 2,
+        "space": {"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}},
+        "strategy": {"kind": "asha", "trials": 3, "eta": 2, "rungs": [1, 3]},
+        "objective": {"kind": "metric", "name": "loss", "direction": "minimize"}
+    });
+    let response = server.user(reqwest::Method::POST, "/searches")?.json(&search).send().await?;
+    ensure!(response.status().is_success(), "{}", response.text().await?);
     for id in &ids {
         server.wait_for_run(id, &["succeeded"], 240).await?;
     }

@@ -10,5 +10,8 @@ mod browser;
 mod commands;
 mod end_to_end;
 mod kills;
+mod metrics;
 mod queue;
 mod scheduler;
+mod search;
+mod yields;

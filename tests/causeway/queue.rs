@@ -270,7 +270,7 @@ async fn what_a_rollback_takes_back_is_kept_but_hidden() -> Result<()> {
     let metrics = server.get(&format!("/runs/{id}/metrics?names=loss")).await?;
     assert_eq!(metrics[0]["steps"], json!([1, 2, 3, 4]));
     assert_eq!(metrics[0]["values"], json!([1.0, 2.0, 300.0, 400.0]));
-    let kept: i64 = sqlx::query_scalar("select count(*) from value where n < 0")
+    let kept: i64 = sqlx::query_scalar("select count(*) from value where rollback > 0")
         .fetch_one(&server.database().await?)
         .await?;
     assert_eq!(kept, 3, "steps 3 and 4 of the first course, 3 of the second");

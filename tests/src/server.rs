@@ -17,6 +17,7 @@ pub struct Server {
     process: Option<Process>,
     folder: TempDir,
     lease_seconds: f64,
+    environment: Vec<(String, String)>,
     port: u16,
     /// HTTP client.
     pub client: Client,
@@ -36,9 +37,19 @@ impl Server {
     /// # Errors
     /// If it does not come up.
     pub async fn with_lease(lease_seconds: f64) -> Result<Server> {
+        Server::with(lease_seconds, &[]).await
+    }
+
+    /// The same, with more variables in its environment.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn with(lease_seconds: f64, environment: &[(&str, &str)]) -> Result<Server> {
         let folder = tempfile::Builder::new().prefix("cw").tempdir()?;
         let client = Client::builder().pool_max_idle_per_host(0).build()?;
-        let mut server = Server { process: None, folder, lease_seconds, port: 0, client };
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut server = Server { process: None, folder, lease_seconds, environment, port: 0, client };
         server.restart().await?;
         Ok(server)
     }
@@ -56,7 +67,8 @@ impl Server {
             .args(["--listen", &format!("127.0.0.1:{}", self.port), "--postgres-bin"])
             .arg(repository().join(".deps/postgres/bin"))
             .args(["--lease-seconds", &self.lease_seconds.to_string()])
-            .env_remove("DATABASE_URL");
+            .env_remove("DATABASE_URL")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         let _ = fs::remove_file(state.join("server.json"));
         self.process = Some(Process::start(&mut command, &self.log())?);
         let announced = wait_for("the server to announce itself", 60, || async {

@@ -48,6 +48,11 @@ impl<'a> FakeWorker<'a> {
         Ok(FakeWorker { server, id })
     }
 
+    /// A worker that was registered before, after a restart of its server.
+    pub fn again(server: &'a Server, id: Uuid) -> FakeWorker<'a> {
+        FakeWorker { server, id }
+    }
+
     async fn put(
         server: &Server,
         id: Uuid,

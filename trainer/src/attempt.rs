@@ -6,11 +6,11 @@ mod analyse;
 mod command;
 pub mod ending;
 pub mod environment;
+pub mod interrupt;
 mod kept;
 pub mod material;
 pub(crate) mod narrate;
 mod soup;
-pub mod yielding;
 
 use crate::data::asset::{AssetKind, Library, file_sha256};
 use crate::device;
@@ -26,15 +26,15 @@ use crate::weights::checkpoint::Recipe;
 use crate::weights::interpolate::Line;
 use analyse::Analyse;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Phase, Spec, WeightSource};
+use causeway_protocol::{BlobRef, Environment, Event, Kind, LeaseGrant, Outcome, Phase, Spec, WeightSource};
 use command::Crashed;
 use ending::Ending;
+use interrupt::Interrupted;
 use material::Material;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tch::Device;
-use yielding::{Asked, Yielded};
 
 /// Name of the assignment in the attempt's folder.
 const FILE_NAME: &str = "attempt.json";
@@ -85,32 +85,37 @@ pub fn run(folder: &Path) -> i32 {
     let attempted = catch_unwind(AssertUnwindSafe(|| {
         Ending::reserve(folder)?;
         let mut journal = Journal::open(folder)?;
-        let (assignment, asked) = (Assignment::read(folder)?, Asked::listen()?);
+        let assignment = Assignment::read(folder)?;
         if assignment.lease.spec.kind == Kind::Command {
-            return command::run(folder, &mut journal, &assignment, &asked);
+            interrupt::listen();
+            return command::run(folder, &mut journal, &assignment, &interrupt::asked);
         }
-        match Attempt::begin(folder, &mut journal, assignment, asked)?.run() {
-            Err(error) if error.is::<Yielded>() => Ok(Done::SoFar),
-            ended => ended,
-        }
+        Attempt::begin(folder, &mut journal, assignment)?.run()
     }));
     let Ok(attempted) = attempted else { return ending::EXIT_PANIC };
     let ended = match &attempted {
         Ok(Done::All) => Ending::succeeded(),
         Ok(Done::Training) => Ending::handed_over(),
-        Ok(Done::SoFar) => Ending::yielded(),
-        Err(error) => match error.downcast_ref::<Crashed>() {
-            Some(crashed) => Ending::crashed(&crashed.reason),
-            None => Ending::failed(error),
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(interrupted) => Ending::yielded(interrupted),
+            None => match error.downcast_ref::<Crashed>() {
+                Some(crashed) => Ending::crashed(&crashed.reason),
+                None => Ending::failed(error),
+            },
         },
     };
-    if let Err(error) = &attempted {
+    if ended.outcome == Outcome::Yielded {
+        eprintln!("{}", ended.reason);
+    } else if let Err(error) = &attempted {
         eprintln!("{error:?}");
         eprintln!("failed: {}", ended.reason);
     }
     match (ended.write(folder), &attempted) {
-        (Ok(()), Ok(_)) => 0,
-        (Ok(()), Err(error)) => error.downcast_ref::<Crashed>().map_or(ending::EXIT_FAILED, |it| it.code),
+        (Ok(()), Err(error)) if ended.outcome == Outcome::Crashed => {
+            error.downcast_ref::<Crashed>().map_or(ending::EXIT_FAILED, |crashed| crashed.code)
+        }
+        (Ok(()), _) if ended.outcome != Outcome::Failed => 0,
+        (Ok(()), _) => ending::EXIT_FAILED,
         (Err(error), _) => {
             eprintln!("{error:#}");
             let full =
@@ -150,8 +155,6 @@ enum Done {
     All,
     /// The training; the evaluation is for the run's parts.
     Training,
-    /// What it could before it was asked to give way.
-    SoFar,
 }
 
 /// An attempt under way.
@@ -163,16 +166,10 @@ struct Attempt<'a> {
     library: Library,
     device: Device,
     cache: Place,
-    asked: Asked,
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(
-        folder: &'a Path,
-        journal: &'a mut Journal,
-        assignment: Assignment,
-        asked: Asked,
-    ) -> Result<Attempt<'a>> {
+    fn begin(folder: &'a Path, journal: &'a mut Journal, assignment: Assignment) -> Result<Attempt<'a>> {
         let Assignment { lease, data, threads, cache } = assignment;
         let cache =
             cache.unwrap_or_else(|| Place { folder: folder.join(FEATURES), most_bytes: store::MOST_BYTES });
@@ -188,8 +185,7 @@ impl<'a> Attempt<'a> {
         };
         let phase = lease.phase;
         tell(journal, Event::Started { environment: environment.clone(), phase, resumed_step })?;
-        let library = Library::find(&data);
-        Ok(Attempt { folder, journal, lease, environment, library, device, cache, asked })
+        Ok(Attempt { folder, journal, lease, environment, library: Library::find(&data), device, cache })
     }
 
     fn run(mut self) -> Result<Done> {
@@ -242,12 +238,7 @@ impl<'a> Attempt<'a> {
         let stamp = environment::stamp(&self.environment, spec.evaluation.batch_size);
         let store = Store::open(&self.cache)?;
         let brought = Brought::take_in(&store, &self.lease.features, &self.folder.join(BLOBS))?;
-        let (part, folder, asked) = (self.lease.part, self.folder, self.asked.clone());
-        // What a batch has brought is on disk when it is told.
-        let emit = &mut |event| {
-            tell(self.journal, event)?;
-            asked.check()
-        };
+        let (part, folder) = (self.lease.part, self.folder);
         let sweep = Sweep {
             evaluation: &spec.evaluation,
             datasets: &datasets,
@@ -259,7 +250,7 @@ impl<'a> Attempt<'a> {
             made_by: environment::made_by(&self.environment),
             store: &store,
             brought,
-            emit,
+            emit: &mut |event| tell(self.journal, event),
         };
         match part {
             Some(part) => sweep.run_part(part, folder)?,
@@ -272,7 +263,7 @@ impl<'a> Attempt<'a> {
                     backbone: &backbone.digest,
                     line: &line,
                     environment: &self.environment,
-                    folder,
+                    folder: self.folder,
                     emit: &mut |event| tell(self.journal, event),
                 }
                 .run()?;
@@ -301,6 +292,7 @@ impl<'a> Attempt<'a> {
             narrate::shown(method, objective).iter().for_each(|line| narrate::say(line));
         }
         let resume = self.lease.resume.clone().map(|resume| self.blob(&resume.blob)).transpose()?;
+        interrupt::listen();
         let checkpoint = train::train(TrainRun {
             spec,
             backbone,
@@ -312,9 +304,9 @@ impl<'a> Attempt<'a> {
             resume: resume.as_deref(),
             folder: self.folder,
             device: self.device,
-            asked: &self.asked,
             journal: &mut |event| tell(self.journal, event),
         })?;
+        interrupt::obey();
         Ok(self.folder.join(checkpoint.file))
     }
 

@@ -275,6 +275,11 @@ fn summary(lines: &[JournalLine], spec: &Spec) -> Value {
                     summary["last"][name] = json!({"step": step, "value": value});
                 }
             }
+            Event::Values { steps, values, .. } => {
+                for (name, column) in values {
+                    summary["last"][name] = json!({"step": steps.last(), "value": column.last()});
+                }
+            }
             Event::RolledBack { rollbacks, .. } => summary["rollbacks"] = json!(rollbacks),
             Event::Checkpoint { step, blob, .. } => {
                 summary["checkpoint"] = json!({"step": step, "blob": blob})

@@ -153,21 +153,44 @@ struct WorkArgs {
     /// Where the other workers of a run on several reach this one; the host's name if not given.
     #[arg(long, env = "CAUSEWAY_ADDRESS")]
     address: Option<String>,
-    /// Seconds that a training process has to save its state when this worker is told to end.
-    #[arg(long, env = "CAUSEWAY_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 10)]
-    grace_seconds: u64,
     /// Threads of one attempt; the cores shared out among the devices if not given.
     #[arg(long, env = "CAUSEWAY_THREADS")]
     threads: Option<u32>,
+    /// End after so many seconds without work: for a machine that is lent by a batch system.
+    #[arg(long, env = "CAUSEWAY_IDLE_SECONDS", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    idle_seconds: Option<u64>,
+    /// When told to end (SIGTERM), how many seconds an attempt gets to keep its state and ship it.
+    #[arg(long, env = "CAUSEWAY_GRACE_SECONDS", value_name = "SECONDS", default_value_t = GRACE_SECONDS)]
+    grace_seconds: u64,
     #[command(flatten)]
     cache: CacheArgs,
 }
 
+/// Enough for a step and a state of the usual size.
+const GRACE_SECONDS: u64 = 10;
+
 impl WorkArgs {
     fn work(self) -> Work {
-        let WorkArgs { server, token_file, state, data, name, devices, labels, allow_commands, address, grace_seconds, threads, cache } = self;
-        let (cache_bytes, grace) = (cache.bytes(), Duration::from_secs(grace_seconds));
-        Work { server, token_file, state, data: data.data, name, devices, labels, allow_commands, address, grace, threads, cache_bytes }
+        let cache_bytes = self.cache.bytes();
+        let idle = self.idle_seconds.map(Duration::from_secs);
+        let grace = Duration::from_secs(self.grace_seconds);
+        let WorkArgs { server, token_file, state, data, name, devices, labels, allow_commands, address, .. } = self;
+        let (data, threads) = (data.data, self.threads);
+        Work {
+            server,
+            token_file,
+            state,
+            data,
+            name,
+            devices,
+            labels,
+            allow_commands,
+            address,
+            threads,
+            cache_bytes,
+            idle,
+            grace,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod selection;
 
 pub use divergence::Diverged;
 
-use crate::attempt::yielding::{Asked, Yielded};
+use crate::attempt::interrupt::{self, Interrupted};
 use crate::methods::{Given, Text};
 use crate::models::language::LanguageModel;
 use crate::objectives::Batch;
@@ -58,8 +58,6 @@ pub struct TrainRun<'a> {
     pub folder: &'a Path,
     /// Where to compute.
     pub device: Device,
-    /// Set when the training is to save its state and end.
-    pub asked: &'a Asked,
     /// Where events go.
     pub journal: &'a mut dyn FnMut(Event) -> Result<()>,
 }
@@ -87,7 +85,7 @@ pub type Images = Box<dyn Iterator<Item = Result<(Tensor, Duration)>>>;
 /// Trains and writes the checkpoint; returns it as the blob that the last event names.
 ///
 /// # Errors
-/// [`Diverged`]; [`Yielded`] when asked to give way; a spec that does not fit backbone or pairs; an image that cannot be read; a failure of the file
+/// [`Diverged`]; [`Interrupted`]; a spec that does not fit backbone or pairs; an image that cannot be read; a failure of the file
 /// system or the journal.
 pub fn train(mut run: TrainRun) -> Result<BlobRef> {
     let recipe = Recipe::of(run.spec)?;
@@ -175,14 +173,14 @@ fn steps(
         if let Some(progress) = pace.after(done, waited) {
             (run.journal)(Event::Progress(progress))?;
         }
-        let give_way = run.asked.is_set() && !last;
-        if (give_way || done % training.resume_every == 0) && !last {
+        let told_to_end = interrupt::asked() && !last;
+        if (done % training.resume_every == 0 || told_to_end) && !last {
             let blob = resume::write(run.folder, &run.backbone.digest, recipe, done, &learner.state()?)?;
             states.push(run.folder.join(&blob.file));
             (run.journal)(Event::ResumeState { step: done, blob })?;
         }
-        if give_way {
-            return Err(Yielded.into());
+        if told_to_end {
+            return Err(Interrupted { step: Some(done) }.into());
         }
     }
     Ok(())

@@ -37,7 +37,7 @@ let before = "";
 function goPlaces(event: KeyboardEvent): void {
   const typing = event.target instanceof HTMLElement && event.target.closest("input, textarea, select");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const place = { e: "/", q: "/queue", w: "/workers" }[event.key];
+  const place = { e: "/", q: "/queue", s: "/searches", w: "/workers" }[event.key];
   if (before === "g" && place) location.href = place;
   before = event.key;
 }

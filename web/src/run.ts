@@ -6,18 +6,29 @@ interface LossModel {
   total: number;
   resumed: number[];
   steps: number[];
-  values: number[];
+  values: (number | null)[];
+}
+
+/** A series as the API tells it; what is not finite is a word there and a gap here. */
+interface Series {
+  steps: number[];
+  values: (number | string)[];
+  shown?: { exact: boolean; count: number; non_finite: number };
 }
 
 const PERIOD = 2000;
+/** After a zoom, wait for the last of its events before asking for the values. */
+const SETTLE = 150;
 
 function startLoss(): void {
   const source = document.getElementById("loss-model");
   const box = document.getElementById("loss-chart");
   if (!source || !box) return;
   const model = JSON.parse(source.textContent ?? "{}") as LossModel;
-  const steps = [...model.steps];
-  const values = [...model.values];
+  // All steps; while zoomed the chart shows another part, asked for at the chart's own resolution.
+  let steps = [...model.steps];
+  let values = [...model.values];
+  let part: [number[], (number | null)[]] | null = null;
   const drawn = document.getElementById("loss-drawn");
   if (drawn) {
     drawn.hidden = true;
@@ -42,7 +53,11 @@ function startLoss(): void {
         { label: "loss", stroke: () => token("--accent"), width: 1.5, value: (_, v) => (v == null ? "" : v.toFixed(4)) },
       ],
       axes: [axis(), { ...axis(), size: 48 }],
-      hooks: { draw: [(u) => markResumed(u, model.resumed, token("--ink-2"))], setCursor: [(u) => say(u.cursor.idx)] },
+      hooks: {
+        draw: [(u) => markResumed(u, model.resumed, token("--ink-2"))],
+        setCursor: [(u) => say(u.cursor.idx)],
+        setSelect: [(u) => u.select.width > 0 && zoomTo(u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x"))],
+      },
     },
     [steps, values],
     box,
@@ -54,32 +69,67 @@ function startLoss(): void {
   say();
   new ResizeObserver(() => chart.setSize({ width: box.clientWidth - 24, height: 220 })).observe(box);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart.redraw(false));
-  chart.over.addEventListener("dblclick", () => (zoomed = false));
-  chart.over.addEventListener("mouseup", () => (zoomed = chart.select.width > 0 || zoomed), { capture: true });
+  chart.over.addEventListener("dblclick", zoomOut);
   if (document.body.hasAttribute("data-live")) setInterval(more, PERIOD);
 
   // The value under the pointer, else the last one.
   function say(at?: number | null): void {
-    const index = at ?? values.length - 1;
-    const value = values[index];
-    if (now && value !== undefined) now.textContent = `Loss ${value.toFixed(4)} at step ${steps[index]} of ${model.total}. Drag to zoom, double-click for all.`;
+    const [places, numbers] = part ?? [steps, values];
+    const index = at ?? places.length - 1;
+    const value = numbers[index];
+    if (!now || places[index] === undefined) return;
+    const text = value == null ? "not finite" : value.toFixed(4);
+    now.textContent = `Loss ${text} at step ${places[index]} of ${model.total}. Drag to zoom, double-click for all.`;
+  }
+
+  async function ask(query: string): Promise<[number[], (number | null)[]] | null> {
+    const columns = Math.min(4096, Math.max(100, chart.width));
+    const address = `/api/v1/runs/${model.run}/metrics?names=loss&resolution=${columns}${query}`;
+    const response = await fetch(address).catch(() => null);
+    if (!response?.ok) return null;
+    const [series] = (await response.json()) as Series[];
+    return [series?.steps ?? [], (series?.values ?? []).map((value) => (typeof value === "string" ? null : value))];
+  }
+
+  // What a column of the whole hides is there when one looks closer.
+  function zoomTo(min: number, max: number): void {
+    zoomed = true;
+    clearTimeout(settling);
+    settling = setTimeout(async () => {
+      const fresh = await ask(`&from_step=${Math.max(0, Math.floor(min))}&to_step=${Math.ceil(max)}`);
+      if (!fresh?.[0].length || !zoomed) return;
+      part = fresh;
+      chart.setData(part, false);
+      chart.redraw();
+      say();
+    }, SETTLE);
+  }
+
+  function zoomOut(): void {
+    zoomed = false;
+    part = null;
+    chart.setData([steps, values]);
+    say();
   }
 
   async function more(): Promise<void> {
     if (document.hidden || isPaused()) return;
-    const after = steps.at(-1) ?? -1;
-    const response = await fetch(`/api/v1/runs/${model.run}/metrics?names=loss&after_step=${after}`).catch(() => null);
-    if (!response?.ok) return;
-    const [series] = (await response.json()) as { steps: number[]; values: number[] }[];
-    if (!series?.steps.length) return;
-    steps.push(...series.steps);
-    values.push(...series.values);
-    chart.setData([steps, values], !zoomed);
-    if (zoomed) chart.redraw();
+    // What came bit by bit is thinned again as a whole once there is much of it.
+    const whole = steps.length > 8 * chart.width;
+    const fresh = await ask(whole ? "" : `&after_step=${steps.at(-1) ?? -1}`);
+    if (!fresh?.[0].length) return;
+    if (whole) [steps, values] = fresh;
+    else {
+      steps.push(...fresh[0]);
+      values.push(...fresh[1]);
+    }
+    if (zoomed) return;
+    chart.setData([steps, values]);
     say();
   }
 }
 
+let settling: ReturnType<typeof setTimeout> | undefined;
 let zoomed = false;
 const isPaused = () => document.getElementById("live")?.getAttribute("aria-pressed") === "false";
 

@@ -99,6 +99,10 @@ async function findPages(context) {
     if (digests.length) pages.compare = `/compare?checkpoints=${digests.join(",")}`;
     break;
   }
+  await page.goto(`${origin}/searches`);
+  pages.searches = "/searches";
+  pages.search = await page.$eval("#search-list th a", (link) => link.getAttribute("href")).catch(() => null);
+  check("a search is there", pages.search ? null : "none is listed");
   check("an experiment with a figure is there", pages.experiment ? null : "no experiment shows one");
   for (const name of Object.keys(pages)) if (!pages[name]) delete pages[name];
   return pages;

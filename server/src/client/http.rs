@@ -4,7 +4,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Which server, and as whom. On the server's own machine the state folder tells both.
 #[derive(Args, Debug, Clone)]
@@ -31,6 +34,12 @@ pub struct Server {
 }
 
 impl Connection {
+    /// To the server at `url`, with the user token in that file.
+    pub fn of(url: &str, token_file: &Path) -> Connection {
+        let (server, token_file) = (Some(url.to_owned()), Some(token_file.to_owned()));
+        Connection { server, token_file, server_state: PathBuf::new() }
+    }
+
     /// Reads URL and token.
     ///
     /// # Errors
@@ -61,7 +70,12 @@ impl Connection {
 impl Server {
     /// A request to `/api/v1{path}`.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(&self.token)
+        self.request_as(&self.token, method, path)
+    }
+
+    /// The same with another token than our own.
+    pub fn request_as(&self, token: &str, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(token)
     }
 
     /// GETs JSON.

@@ -1,9 +1,10 @@
 //! Reading results on the command line: checkpoints side by side, and everything as CSV.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use reqwest::Method;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write};
 
 /// Options of `causeway compare`.
 #[derive(Args, Debug)]
@@ -207,6 +208,36 @@ pub async fn export(connection: &super::Connection, args: ExportArgs) -> Result<
                 quoted(&curve["dataset"]["digest"]),
             );
         }
+    }
+    Ok(())
+}
+
+/// Options of `causeway values`.
+#[derive(Args, Debug)]
+pub struct ValuesArgs {
+    /// Id of the run
+    run: String,
+    /// Only these metrics, comma-separated
+    #[arg(long)]
+    names: Option<String>,
+}
+
+/// `causeway values`: every value of a run as CSV, passed on as it arrives.
+///
+/// # Errors
+/// If there is no such run, or the server ends before all is told.
+pub async fn values(connection: &super::Connection, args: ValuesArgs) -> Result<()> {
+    let server = connection.open()?;
+    let mut request = server.request(Method::GET, &format!("/runs/{}/metrics.csv", args.run));
+    if let Some(names) = args.names {
+        request = request.query(&[("names", names)]);
+    }
+    let mut response = server.send(request).await?;
+    let mut out = std::io::stdout().lock();
+    while let Some(piece) =
+        response.chunk().await.context("reading the values; what was printed is not all")?
+    {
+        out.write_all(&piece)?;
     }
     Ok(())
 }

@@ -10,12 +10,20 @@ use std::{fs, path::Path};
 /// # Errors
 /// If the file cannot be read, is no TOML, or its `[submit]` table is not understood.
 pub fn expand(path: &Path, settings: &[String]) -> Result<Vec<Value>> {
+    specs(read(path, settings)?).with_context(|| format!("in {}", path.display()))
+}
+
+/// Reads a file and applies `key.path=value` settings.
+///
+/// # Errors
+/// If the file cannot be read or is no TOML.
+pub fn read(path: &Path, settings: &[String]) -> Result<Value> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let mut document: Value = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
     for setting in settings {
         set(&mut document, setting)?;
     }
-    specs(document).with_context(|| format!("in {}", path.display()))
+    Ok(document)
 }
 
 fn specs(mut document: Value) -> Result<Vec<Value>> {

@@ -77,7 +77,7 @@ pub async fn submit(connection: &super::Connection, args: SubmitArgs) -> Result<
 }
 
 /// Uploads the weights that a spec names by path, and names them by digest instead.
-async fn upload_files(server: &Server, spec: &mut Value, beside: &Path) -> Result<()> {
+pub(super) async fn upload_files(server: &Server, spec: &mut Value, beside: &Path) -> Result<()> {
     for end in ["theta0", "theta1"] {
         let Some(file) = spec["weights"][end]["file"].as_str() else { continue };
         // As everywhere on a command line, relative to where one stands; else beside the spec file.

@@ -1,6 +1,6 @@
 //! The loss of a run as SVG: what the page shows without JavaScript, and until the live chart has drawn itself.
 
-use super::identity::short;
+use super::{identity::short, scale::nice_axis};
 use std::fmt::Write;
 
 /// A series of one metric.
@@ -65,15 +65,18 @@ pub fn loss_svg(chart: &LossChart, id: &str) -> String {
             HEIGHT - BOTTOM
         );
     }
-    let places: Vec<String> = thinned(&chart.values)
-        .iter()
-        .map(|(step, value)| format!("{},{}", short(x(*step as f64)), short(y(*value))))
-        .collect();
-    if !places.is_empty() {
+    // A value that is not finite is a gap.
+    let (mut path, mut pen) = (String::new(), 'M');
+    for (step, value) in thinned(&chart.values) {
+        if value.is_finite() {
+            let _ = write!(path, "{pen}{},{}", short(x(step as f64)), short(y(value)));
+        }
+        pen = if value.is_finite() { 'L' } else { 'M' };
+    }
+    if !path.is_empty() {
         let _ = write!(
             out,
-            r#"<path d="M{}" fill="none" stroke="var(--accent)" stroke-width="1.5" stroke-linejoin="round"/>"#,
-            places.join("L")
+            r#"<path d="{path}" fill="none" stroke="var(--accent)" stroke-width="1.5" stroke-linejoin="round"/>"#
         );
     }
     out.push_str("</svg>");
@@ -95,11 +98,7 @@ fn axis(chart: &LossChart) -> (f64, f64, f64) {
     if lo > hi {
         return (0.0, 1.0, 0.25);
     }
-    let extent = (hi - lo).max(1e-3 * hi.abs()).max(1e-9);
-    let rough = extent / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * power).find(|step| *step >= rough).unwrap_or(rough);
-    ((lo / step).floor() * step, (hi / step).ceil() * step, step)
+    nice_axis(lo, hi)
 }
 
 /// At most two values per column: its lowest and its highest, in order.
@@ -132,5 +131,14 @@ mod tests {
         assert!(thin.contains(&(5_001, 9.0)));
         let svg = loss_svg(&LossChart { values, resumed: vec![500], total: 10_000 }, "l");
         assert!(svg.contains("resumed at 500"));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_a_gap() {
+        let values = vec![(0, 1.0), (1, f64::NAN), (2, f64::INFINITY), (3, 2.0), (4, 1.0)];
+        let svg = loss_svg(&LossChart { values, resumed: Vec::new(), total: 4 }, "l");
+        let path = svg.split(r#"<path d="M"#).last().unwrap().split('"').next().unwrap();
+        assert_eq!((path.matches('M').count(), path.matches('L').count()), (1, 1), "{path}");
+        assert!(!svg.contains("NaN,") && !svg.contains("inf"), "{svg}");
     }
 }

@@ -14,8 +14,10 @@ mod paired;
 mod panel;
 mod paper;
 mod robustness;
+mod rungs;
 mod scale;
 mod similarity;
+mod slices;
 mod spectrum;
 pub mod stats;
 mod words;
@@ -32,7 +34,9 @@ pub use paired::{Paired, PairedInterval, paired};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
 pub use robustness::{Baseline, RobustnessKind, effective, relative};
+pub use rungs::{RungChart, RungLine, TrialEnd, rung_key_svg, rungs_svg};
 pub use similarity::{CkaFigure, cka_svgs, distance_svg, share};
+pub use slices::{Slice, SliceAxis, SlicePlace, slice_svg, slices_axis};
 pub use spectrum::{
     AlongFigure, SPECTRUM_NARROW, SPECTRUM_WIDE, SpectrumFigure, SpectrumLayer, SpectrumSeries, TOP,
     along_svg, spectrum_key_svg, spectrum_svg,

@@ -55,6 +55,15 @@ pub fn difference_scale(lowest: f64, highest: f64) -> (f64, f64, f64) {
     (from, to, step)
 }
 
+/// A scale of about four steps of 1, 2 or 5 times a power of ten that holds all from `lo` to `hi`: (from, to, step).
+pub fn nice_axis(lo: f64, hi: f64) -> (f64, f64, f64) {
+    let extent = (hi - lo).max(1e-3 * hi.abs()).max(1e-9);
+    let rough = extent / 4.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * power).find(|step| *step >= rough).unwrap_or(rough);
+    ((lo / step).floor() * step, (hi / step).ceil() * step, step)
+}
+
 /// Multiples of `step` from `from` to `to`.
 pub fn ticks(from: f64, to: f64, step: f64) -> Vec<f64> {
     let count = ((to - from) / step).round() as usize;

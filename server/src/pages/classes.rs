@@ -140,7 +140,8 @@ pub async fn csv(
     let asked = options.protocol.as_deref();
     let chosen = protocols::chosen(&all, asked)
         .ok_or_else(|| Error::NotFound(format!("the run has no protocol {}", asked.unwrap_or("at all"))))?;
-    let filter = CurveFilter { run: Some(id), protocol: Some(chosen.id.clone()), ..CurveFilter::default() };
+    let filter =
+        CurveFilter { runs: Some(vec![id]), protocol: Some(chosen.id.clone()), ..CurveFilter::default() };
     let curves = curves(&app.pool, &filter).await?;
     let names = names(&app.pool, &curves).await?;
     let name = "attachment; filename=\"causeway-classes.csv\"";

@@ -4,20 +4,16 @@ use super::{
     Asked, Shell,
     answer::{Answer, answer},
     figure::FigureView,
-    format,
-    home::percent,
-    numbers, page,
+    format, numbers, page,
     protocols::{self, Switch},
+    run_list::{self, FIGURE_RUNS, RunRow, StoredRun, run_row},
     spec_view,
 };
 use crate::{
     App, Error, Result,
     curves::{CurveFilter, curves},
     experiments::{Experiment, get_experiment},
-    figures::{
-        self, AlphaFigure, Chosen, FigureOptions, PaperCaption, Queries, RobustnessKind, View, paper_svg,
-        signed,
-    },
+    figures::{self, FigureOptions, PaperCaption, View, paper_svg},
     lines::KEEP,
     measured::{Measured, Source},
 };
@@ -27,9 +23,9 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use causeway_protocol::{Alpha, Protocol, RunProgress, Spec};
+use causeway_protocol::{Protocol, Spec};
 use serde::Deserialize;
-use sqlx::{PgPool, types::Json};
+use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -43,6 +39,8 @@ pub struct Options {
     y: Option<String>,
     keep: Option<f64>,
     width: Option<String>,
+    /// The last run of the page of runs before this one.
+    after: Option<Uuid>,
 }
 
 /// A link of a switch.
@@ -76,7 +74,15 @@ struct ExperimentPage {
     /// What the downloads must repeat of the address.
     query: String,
     sources: Vec<DataSource>,
+    /// Where there are more runs than a figure takes: so many are in it.
+    drawn: Option<i64>,
     runs: Vec<RunRow>,
+    /// Address of the first page of runs, on a later one.
+    newest: Option<String>,
+    /// Address of the next page of runs.
+    older: Option<String>,
+    /// Its searches, newest first.
+    searches: Vec<super::searches::Row>,
     /// Column heads of the runs' differences.
     roles: Vec<&'static str>,
     /// The role that the best α gains in, where any line has one.
@@ -97,42 +103,10 @@ pub struct DataSource {
     pub source: String,
 }
 
-struct RunRow {
-    id: String,
-    name: String,
-    sample: String,
-    method: String,
-    seed: i64,
-    state: String,
-    note: String,
-    checkpoint: Option<String>,
-    /// Change at α = 1 for each role.
-    deltas: Vec<(String, &'static str)>,
-    /// What its line's best α brings this run, and which α that is.
-    best: (String, &'static str, String),
-    /// Robustness at α = 1.
-    robust: (String, &'static str),
-    updated: String,
-}
-
-struct StoredRun {
-    id: Uuid,
-    name: String,
-    method: String,
-    seed: i64,
-    variant: String,
-    state: String,
-    phase: String,
-    reason: String,
-    checkpoint: Option<String>,
-    progress: Option<RunProgress>,
-    document: serde_json::Value,
-    updated: OffsetDateTime,
-}
-
 /// Everything the page, the paper figure and the CSV have in common.
 struct Loaded {
     experiment: Experiment,
+    /// Those that the figure is drawn from.
     runs: Vec<StoredRun>,
     protocols: Vec<Protocol>,
     protocol: Option<Protocol>,
@@ -147,11 +121,13 @@ pub async fn show(
     Query(options): Query<Options>,
 ) -> Result<Response> {
     let mut loaded = load(&app.pool, id, &options).await?;
-    let live = loaded.runs.iter().any(|run| ["queued", "running", "paused"].contains(&run.state.as_str()));
+    let live = loaded.experiment.queued + loaded.experiment.running + loaded.experiment.paused > 0;
     let measured =
         Measured::gather(&app.pool, std::mem::take(&mut loaded.curves), &sources(&loaded.runs)).await?;
     let protocol = loaded.protocol.as_ref();
     let figure = protocol.and_then(|shown| FigureView::new(&measured, figure_options(&options), shown));
+    let (listed, older) = run_list::listed(&app.pool, id, options.after).await?;
+    let rows = Rows::of(&app.pool, &loaded.runs, &listed, protocol, &options).await?;
     let mut roles: Vec<&'static str> = measured.input.datasets.iter().map(|d| d.role.as_str()).collect();
     roles.dedup();
     let experiment = loaded.experiment;
@@ -171,6 +147,7 @@ pub async fn show(
         if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
     };
     let path = format!("/experiments/{id}");
+    let (shown, y) = (options.protocol.as_deref(), options.y.as_deref());
     let page_view = ExperimentPage {
         shell: Shell::load(&app, &asked, live).await?,
         states,
@@ -190,21 +167,62 @@ pub async fn show(
             .collect(),
         query: here(options.protocol.as_deref(), options.y.as_deref()),
         sources: data_sources(&measured),
-        runs: loaded
-            .runs
-            .iter()
-            .map(|run| run_row(run, &measured, &roles, figure.as_ref().map(|view| &view.figure)))
-            .collect(),
+        searches: super::searches::of_experiment(&app, id).await?,
+        drawn: (loaded.runs.len() as i64 >= FIGURE_RUNS).then_some(FIGURE_RUNS),
+        runs: {
+            let (measured, view) = match &rows {
+                Some(rows) => (&rows.measured, rows.figure.as_ref()),
+                None => (&measured, figure.as_ref()),
+            };
+            listed.iter().map(|run| run_row(run, measured, &roles, view.map(|view| &view.figure))).collect()
+        },
+        newest: options.after.map(|_| format!("{path}{}#runs-head", here(shown, y))),
+        older: older.map(|last| {
+            let query = here(shown, y);
+            let joint = if query.is_empty() { '?' } else { '&' };
+            format!("{path}{query}{joint}after={last}#runs-head")
+        }),
         goal: figure.as_ref().and_then(|view| {
             let known = view.figure.lines.iter().any(|line| line.best.is_some());
             known.then(|| figures::role_word(view.figure.rule.goal))
         }),
-        robustness: robustness(&measured),
+        robustness: run_list::robustness(&measured),
         roles: roles.into_iter().map(figures::role_word).collect(),
         figure,
         experiment,
     };
     page(&page_view, &asked)
+}
+
+/// What the rows of a page of runs show, where the figure is drawn from other runs.
+struct Rows {
+    measured: Measured,
+    figure: Option<FigureView>,
+}
+
+impl Rows {
+    /// None where every checkpoint of the page is in the figure.
+    async fn of(
+        pool: &PgPool,
+        drawn: &[StoredRun],
+        listed: &[StoredRun],
+        protocol: Option<&Protocol>,
+        options: &Options,
+    ) -> Result<Option<Rows>> {
+        let Some(protocol) = protocol else { return Ok(None) };
+        let beyond = |run: &StoredRun| run.checkpoint.is_some() && !drawn.iter().any(|one| one.id == run.id);
+        if !listed.iter().any(beyond) {
+            return Ok(None);
+        }
+        let filter = CurveFilter {
+            runs: Some(listed.iter().map(|run| run.id).collect()),
+            protocol: Some(protocol.id.clone()),
+            ..CurveFilter::default()
+        };
+        let measured = Measured::gather(pool, curves(pool, &filter).await?, &sources(listed)).await?;
+        let figure = FigureView::new(&measured, figure_options(options), protocol);
+        Ok(Some(Rows { measured, figure }))
+    }
 }
 
 /// `GET /experiments/{id}/alpha.svg?width=84mm|174mm`: the figure for a paper.
@@ -235,16 +253,22 @@ pub async fn paper(
     Ok(([(header::CONTENT_TYPE, "image/svg+xml"), (header::CONTENT_DISPOSITION, name)], svg).into_response())
 }
 
-/// `GET /experiments/{id}/curves.csv`: every point, full precision.
+/// `GET /experiments/{id}/curves.csv`: every point of every run, full precision.
 pub async fn csv(
     State(app): State<App>,
     Path(id): Path<Uuid>,
     Query(options): Query<Options>,
 ) -> Result<Response> {
     let loaded = load(&app.pool, id, &options).await?;
+    let filter = CurveFilter {
+        experiment: Some(id),
+        protocol: loaded.protocol.map(|protocol| protocol.id),
+        ..CurveFilter::default()
+    };
+    let all = if filter.protocol.is_some() { curves(&app.pool, &filter).await? } else { Vec::new() };
     let name = "attachment; filename=\"causeway-curves.csv\"";
     let headers = [(header::CONTENT_TYPE, "text/csv; charset=utf-8"), (header::CONTENT_DISPOSITION, name)];
-    Ok((headers, numbers::csv(&loaded.curves)).into_response())
+    Ok((headers, numbers::csv(&all)).into_response())
 }
 
 fn figure_options(options: &Options) -> FigureOptions {
@@ -255,7 +279,7 @@ fn figure_options(options: &Options) -> FigureOptions {
 
 async fn load(pool: &PgPool, id: Uuid, options: &Options) -> Result<Loaded> {
     let experiment = get_experiment(pool, id).await?;
-    let runs = runs(pool, id).await?;
+    let runs = run_list::in_figure(pool, id).await?;
     let mut protocols: Vec<Protocol> = Vec::new();
     for run in &runs {
         let Ok(spec) = serde_json::from_value::<Spec>(run.document.clone()) else { continue };
@@ -273,39 +297,12 @@ async fn load(pool: &PgPool, id: Uuid, options: &Options) -> Result<Loaded> {
     }
     let protocol = chosen.cloned();
     let filter = CurveFilter {
-        experiment: Some(id),
+        runs: Some(runs.iter().map(|run| run.id).collect()),
         protocol: protocol.as_ref().map(|protocol| protocol.id.clone()),
         ..CurveFilter::default()
     };
     let curves = if protocol.is_some() { curves(pool, &filter).await? } else { Vec::new() };
     Ok(Loaded { experiment, runs, protocols, protocol, curves })
-}
-
-async fn runs(pool: &PgPool, experiment: Uuid) -> Result<Vec<StoredRun>> {
-    let rows = sqlx::query!(
-        r#"select r.id, r.name, r.method, r.seed, r.variant, r.state, r.phase, r.reason, r.checkpoint, r.spec,
-                  p.progress as "progress?: Json<RunProgress>",
-                  greatest(r.created_at, r.started_at, r.finished_at) as "updated!"
-           from run r left join run_progress p on p.run_id = r.id where r.experiment_id = $1 and r.part_of is null order by r.id"#,
-        experiment
-    )
-    .fetch_all(pool)
-    .await?;
-    let runs = rows.into_iter().map(|row| StoredRun {
-        id: row.id,
-        name: row.name,
-        method: row.method,
-        seed: row.seed,
-        variant: row.variant,
-        state: row.state,
-        phase: row.phase,
-        reason: row.reason,
-        checkpoint: row.checkpoint,
-        progress: row.progress.map(|json| json.0),
-        document: row.spec,
-        updated: row.updated,
-    });
-    Ok(runs.collect())
 }
 
 /// The runs as parts of lines: everything equal but the seed is one line.
@@ -335,78 +332,6 @@ fn sources(runs: &[StoredRun]) -> Vec<Source> {
         })
     });
     sources.collect()
-}
-
-/// What the column of robustness is, by what there is to show.
-fn robustness(measured: &Measured) -> Option<(&'static str, String)> {
-    let found = (0..measured.input.variants.len()).find_map(|line| measured.robustness(line))?;
-    Some(match found.kind {
-        RobustnessKind::Effective => (
-            "effective robustness",
-            format!(
-                "Effective robustness: OOD accuracy at α 1 above what the line through {} backbones (logit axes) expects \
-                 of its ID accuracy, points.",
-                found.backbones
-            ),
-        ),
-        RobustnessKind::RelativeToBackbone => (
-            "ΔOOD − ΔID",
-            "ΔOOD − ΔID is relative to the backbone, at α 1, points; effective robustness needs three backbones \
-             measured under this protocol."
-                .to_owned(),
-        ),
-    })
-}
-
-fn run_row(
-    run: &StoredRun,
-    measured: &Measured,
-    roles: &[&'static str],
-    figure: Option<&AlphaFigure>,
-) -> RunRow {
-    let deltas = roles.iter().map(|role| {
-        let digest = run.checkpoint.as_deref();
-        shown(digest.and_then(|digest| measured.checkpoint_delta(digest, role, Alpha::ONE, Queries::All)))
-    });
-    let curve =
-        run.checkpoint.as_deref().and_then(|digest| Some((digest, measured.of_checkpoint(digest)?.0)));
-    let best = curve.zip(figure).and_then(|((digest, line), figure)| {
-        let best = figure.lines.get(line)?.best.as_ref()?;
-        let alpha = Alpha::from_f64(best.alpha)?;
-        let delta = measured.checkpoint_delta(digest, figure.rule.goal, alpha, best.chosen.reports());
-        let test = if best.chosen == Chosen::Test { "on test " } else { "" };
-        let (text, tone) = shown(delta);
-        Some((text, tone, format!("{test}α {alpha}")))
-    });
-    let robust = curve.and_then(|(_, line)| {
-        let found = measured.robustness(line)?;
-        found.seeds.iter().find(|(other, _)| *other == run.id).map(|(_, value)| *value)
-    });
-    let progress = run.progress.as_ref().filter(|progress| progress.phase.as_str() == run.phase);
-    let note = match (run.state.as_str(), progress) {
-        ("running", Some(progress)) => format!("{} {} %", run.phase, percent(progress)),
-        ("running", None) => format!("{} starts", run.phase),
-        _ => run.reason.clone(),
-    };
-    RunRow {
-        id: run.id.to_string(),
-        name: run.name.clone(),
-        sample: figures::method_svg(&run.method),
-        method: run.method.clone(),
-        seed: run.seed,
-        state: format::state(&run.state),
-        note,
-        checkpoint: run.checkpoint.clone(),
-        deltas: deltas.collect(),
-        best: best.unwrap_or(("\u{2013}".to_owned(), "", String::new())),
-        robust: shown(robust),
-        updated: format::ago(run.updated),
-    }
-}
-
-/// A difference and its tone; a dash where there is none.
-fn shown(delta: Option<f64>) -> (String, &'static str) {
-    delta.map_or(("\u{2013}".to_owned(), ""), |delta| (signed(delta), figures::tone(delta)))
 }
 
 /// Where the images come from and under which licence.

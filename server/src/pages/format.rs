@@ -89,15 +89,16 @@ pub fn plural(number: i64, noun: &str) -> String {
 /// A state as shape and word; colour only repeats them.
 pub fn state(word: &str) -> String {
     let shape = match word {
-        "queued" | "assigned" => r#"<circle cx="7" cy="7" r="4.5" fill="none"/>"#,
+        "queued" | "assigned" | "waiting" => r#"<circle cx="7" cy="7" r="4.5" fill="none"/>"#,
         "running" => {
             r#"<circle cx="7" cy="7" r="4.5" fill="none"/><path d="M7 2.5a4.5 4.5 0 0 1 0 9z" class="solid"/>"#
         }
-        "succeeded" => r#"<path d="M2.5 7.5l3 3 6-7" fill="none"/>"#,
+        "succeeded" | "finished" => r#"<path d="M2.5 7.5l3 3 6-7" fill="none"/>"#,
         "ready" => r#"<circle cx="7" cy="7" r="4" class="solid"/>"#,
         "failed" => r#"<path d="M3 3l8 8M11 3l-8 8" fill="none"/>"#,
         "cancelled" => r#"<circle cx="7" cy="7" r="4.5" fill="none"/><path d="M4 10l6-6" fill="none"/>"#,
         "paused" | "yielded" | "draining" => r#"<path d="M5 3v8M9 3v8" fill="none"/>"#,
+        "stopped" => r#"<path d="M3.5 3.5h7v7h-7z" fill="none"/>"#,
         "suspect" | "lost" => {
             r#"<path d="M4.5 5a2.5 2.5 0 1 1 3.4 2.3c-.6.3-.9.7-.9 1.4v.4" fill="none"/><circle cx="7" cy="11.5" r="1" class="solid"/>"#
         }

@@ -1,17 +1,23 @@
 //! `/`: what needs you, what runs, and the experiments.
 
 use super::{Asked, Shell, format, page};
-use crate::{App, Result};
+use crate::{App, Error, Result};
 use askama::Template;
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::{Query, State},
+    response::Response,
+};
 use causeway_protocol::RunProgress;
+use serde::Deserialize;
 use sqlx::{PgPool, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
 
 /// Days for which a failed run asks for attention.
 const ATTENTION_DAYS: i32 = 7;
 /// Most runs in each of the two short lists.
 const SHORT_LIST: i64 = 8;
-/// Most experiments on the page.
+/// Experiments on a page.
 const EXPERIMENTS: i64 = 100;
 
 #[derive(Template)]
@@ -21,6 +27,28 @@ struct Home {
     failed: Vec<Failed>,
     running: Vec<Running>,
     experiments: Vec<Row>,
+    /// Address of the next page of experiments.
+    older: Option<String>,
+    /// Whether this is a later page.
+    later: bool,
+}
+
+/// What the address of the page says.
+#[derive(Debug, Default, Deserialize)]
+pub struct Options {
+    /// The last experiment of the page before: microseconds of its update, and its id.
+    after: Option<String>,
+}
+
+impl Options {
+    fn place(&self) -> Result<Option<(OffsetDateTime, Uuid)>> {
+        let Some(text) = &self.after else { return Ok(None) };
+        let place = text.split_once('.').and_then(|(micros, id)| {
+            let nanos = micros.parse::<i128>().ok()?.checked_mul(1000)?;
+            Some((OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?, id.parse().ok()?))
+        });
+        place.map(Some).ok_or_else(|| Error::BadRequest(format!("after: `{text}` is no place in this list")))
+    }
 }
 
 /// A run that ended badly.
@@ -65,12 +93,15 @@ pub fn percent(progress: &RunProgress) -> u64 {
 }
 
 /// `GET /`.
-pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
+pub async fn show(State(app): State<App>, asked: Asked, Query(options): Query<Options>) -> Result<Response> {
+    let (experiments, older) = experiments(&app.pool, options.place()?).await?;
     let home = Home {
         shell: Shell::load(&app, &asked, true).await?,
         failed: failed(&app.pool).await?,
         running: running(&app.pool).await?,
-        experiments: experiments(&app.pool).await?,
+        experiments,
+        older,
+        later: options.after.is_some(),
     };
     page(&home, &asked)
 }
@@ -117,22 +148,38 @@ async fn running(pool: &PgPool) -> Result<Vec<Running>> {
     Ok(running.collect())
 }
 
-async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
-    let rows = sqlx::query!(
-        r#"select e.id, e.name, e.description, count(r.id) as "runs!",
-                  count(*) filter (where r.state = 'queued') as "queued!",
-                  count(*) filter (where r.state = 'running') as "running!",
-                  count(*) filter (where r.state = 'succeeded') as "succeeded!",
-                  count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
-                  count(*) filter (where r.state = 'cancelled') as "cancelled!",
-                  count(*) filter (where r.state = 'paused') as "paused!",
-                  coalesce(max(greatest(r.created_at, r.started_at, r.finished_at)), e.created_at) as "updated!"
-           from experiment e left join run r on r.experiment_id = e.id and r.part_of is null
-           group by e.id order by "updated!" desc limit $1"#,
-        EXPERIMENTS
+/// A page of experiments, the last one at work first, and the address of the next.
+async fn experiments(
+    pool: &PgPool,
+    after: Option<(OffsetDateTime, Uuid)>,
+) -> Result<(Vec<Row>, Option<String>)> {
+    let (at, id) = after.unzip();
+    let mut rows = sqlx::query!(
+        r#"select * from
+             (select e.id, e.name, e.description, count(r.experiment_id) as "runs!",
+                     count(*) filter (where r.state = 'queued') as "queued!",
+                     count(*) filter (where r.state = 'running') as "running!",
+                     count(*) filter (where r.state = 'succeeded') as "succeeded!",
+                     count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
+                     count(*) filter (where r.state = 'cancelled') as "cancelled!",
+                     coalesce(max(greatest(r.created_at, r.started_at, r.finished_at)), e.created_at) as "updated!"
+              from experiment e left join run r on r.experiment_id = e.id and r.part_of is null
+              group by e.id) e
+           where $2::timestamptz is null or ("updated!", e.id) < ($2, $3::uuid)
+           order by "updated!" desc, e.id desc limit $1"#,
+        EXPERIMENTS + 1,
+        at,
+        id
     )
     .fetch_all(pool)
     .await?;
+    let page = usize::try_from(EXPERIMENTS).unwrap_or(usize::MAX);
+    let more = rows.len() > page;
+    rows.truncate(page);
+    let older = rows
+        .last()
+        .filter(|_| more)
+        .map(|row| format!("/?after={}.{}#experiments", row.updated.unix_timestamp_nanos() / 1000, row.id));
     let experiments = rows.into_iter().map(|row| Row {
         states: state_counts(&[
             ("succeeded", row.succeeded),
@@ -148,7 +195,7 @@ async fn experiments(pool: &PgPool) -> Result<Vec<Row>> {
         runs: row.runs,
         updated: format::ago(row.updated),
     });
-    Ok(experiments.collect())
+    Ok((experiments.collect(), older))
 }
 
 /// The states there are, each with its number.

@@ -15,9 +15,14 @@ mod numbers;
 mod protocols;
 mod queue;
 mod run;
+mod run_list;
+mod search;
+mod search_figures;
+mod searches;
 mod similarity;
 mod spec_view;
 mod spectrum;
+mod values;
 mod workers;
 
 use crate::{App, Error, Result};
@@ -57,6 +62,12 @@ pub fn router() -> Router<App> {
         .route("/runs/{id}/similarity.csv", get(similarity::csv))
         .route("/tiles/{sha256}", get(crate::analysis::tiles))
         .route("/fragments/runs/{id}/log", get(log::fragment))
+        .route("/searches", get(searches::list))
+        .route("/searches/{id}", get(search::show))
+        .route("/searches/{id}/pause", post(search::pause))
+        .route("/searches/{id}/resume", post(search::resume))
+        .route("/searches/{id}/extend", post(search::extend))
+        .route("/searches/{id}/cancel", post(search::cancel))
         .route("/compare", get(compare::show))
         .route("/workers", get(workers::show))
         .route("/workers/{id}/service", post(workers::service))

@@ -12,16 +12,16 @@ use super::{
     similarity::SimilarityView,
     spec_view::{self, Leaf},
     spectrum::SpectrumView,
+    values::ValuesView,
 };
 use crate::{
     auth::Identity,
     App, Result, analysis,
     checkpoints::get_checkpoint,
     curves::{CurveFilter, curves},
-    figures::{FigureOptions, LossChart, View, loss_svg},
+    figures::{FigureOptions, View},
     lines::KEEP,
     measured::{Measured, Source},
-    metrics,
     runs::{self, Attempt, Run, parts::PartSummary},
 };
 use askama::Template;
@@ -36,8 +36,6 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The metric that the chart shows.
-const LOSS: &str = "loss";
 /// Log lines shown with a reason for failing.
 const EVIDENCE: usize = 12;
 
@@ -55,6 +53,8 @@ struct RunPage {
     run: Run,
     id: String,
     experiment_id: String,
+    /// The search and the trial that it belongs to.
+    trial: Option<(Uuid, String, i32)>,
     state: String,
     /// Before the name in the tab's title: "64 %" or the state.
     tab: String,
@@ -64,10 +64,7 @@ struct RunPage {
     progress: Option<ProgressView>,
     /// Last lines of a run that did not end well.
     evidence: Vec<log::Line>,
-    loss: String,
-    loss_model: String,
-    has_loss: bool,
-    latest: Vec<(String, String)>,
+    values: ValuesView,
     attempts: Vec<AttemptView>,
     /// What its evaluation is spread over.
     parts: Vec<PartView>,
@@ -136,7 +133,6 @@ pub async fn show(
     let run = runs::get_run(&app, id).await?;
     let spec = serde_json::from_value::<Spec>(run.spec.clone()).ok();
     let ended = run.summary.finished_at.is_some();
-    let chart = loss(pool, &run, spec.as_ref()).await?;
     let log = log::tail(pool, id).await?;
     let Drawn { figure, protocols, classes, classes_csv, sources } =
         figure(pool, &run, spec.as_ref(), &options).await?.unwrap_or_default();
@@ -149,6 +145,7 @@ pub async fn show(
         shell: Shell::load(&app, &asked, !ended).await?,
         id: id.to_string(),
         experiment_id: run.summary.experiment_id.to_string(),
+        trial: crate::search::trial_of(pool, id).await?,
         state: format::state(&run.summary.state),
         tab: match &progress {
             Some(progress) => format!("{} %", progress.percent),
@@ -163,16 +160,7 @@ pub async fn show(
         } else {
             Vec::new()
         },
-        has_loss: spec.as_ref().is_some_and(|spec| spec.training.is_some()),
-        loss: loss_svg(&chart, "loss"),
-        loss_model: format::escape_json(&serde_json::json!({
-            "run": id,
-            "total": chart.total,
-            "resumed": chart.resumed,
-            "steps": chart.values.iter().map(|value| value.0).collect::<Vec<_>>(),
-            "values": chart.values.iter().map(|value| value.1).collect::<Vec<_>>(),
-        })),
-        latest: latest(pool, id).await?,
+        values: ValuesView::load(pool, &run, spec.as_ref()).await?,
         parts: run.parts.iter().map(part_view).collect(),
         attempts: run.attempt_list.iter().rev().map(attempt_view).collect(),
         facts: facts(&run),
@@ -242,56 +230,6 @@ fn intent(run: &Run) -> &'static str {
     }
 }
 
-async fn loss(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<LossChart> {
-    let names = [LOSS.to_owned()];
-    let series = metrics::series(pool, run.summary.id, Some(&names), -1).await?.into_iter().next();
-    let values =
-        series.map(|series| series.steps.into_iter().zip(series.values).collect()).unwrap_or_default();
-    let resumed = run.attempt_list.iter().map(|attempt| attempt.resumed_step).filter(|step| *step > 0);
-    let total = spec.and_then(|spec| spec.training.as_ref()).map_or(0, |training| training.steps);
-    Ok(LossChart { values, resumed: resumed.collect(), total: i64::try_from(total).unwrap_or(0) })
-}
-
-/// The last visible value of every metric.
-async fn latest(pool: &PgPool, run: Uuid) -> Result<Vec<(String, String)>> {
-    let rows = sqlx::query!(
-        r#"select s.name, v.value as "value!" from series s cross join lateral
-             (select v.value from value v join attempt a on a.run_id = s.run_id and a.number = v.attempt
-              where v.series_id = s.id and v.step <= coalesce(a.visible_through, v.step) and v.n >= 0
-              order by v.attempt desc, v.step desc, v.n desc limit 1) v
-           where s.run_id = $1 order by s.name"#,
-        run
-    )
-    .fetch_all(pool)
-    .await?;
-    Ok(rows.into_iter().map(|row| (words(&row.name), measured(&row.name, row.value))).collect())
-}
-
-/// A metric's name as a person reads it, with places where a narrow column may break it.
-fn words(name: &str) -> String {
-    name.replace('_', " ").replace('/', "/\u{200b}").replace('.', ".\u{200b}")
-}
-
-/// A metric's value: bytes as bytes, shares as percent, everything else to four digits.
-fn measured(name: &str, value: f64) -> String {
-    if name.ends_with("_bytes") {
-        return format::bytes(value as i64);
-    }
-    if name.contains("share_") {
-        return format!("{:.1} %", 100.0 * value);
-    }
-    significant(value)
-}
-
-/// Four significant digits.
-fn significant(value: f64) -> String {
-    if value != 0.0 && (value.abs() < 1e-3 || value.abs() >= 1e6) {
-        return format!("{value:.3e}");
-    }
-    let whole = value.abs().max(1.0).log10().floor() as usize + 1;
-    format!("{value:.*}", 4_usize.saturating_sub(whole))
-}
-
 /// What the evaluation has to show.
 #[derive(Default)]
 struct Drawn {
@@ -310,8 +248,11 @@ async fn figure(pool: &PgPool, run: &Run, spec: Option<&Spec>, options: &Options
         return Ok(None);
     };
     let summary = &run.summary;
-    let filter =
-        CurveFilter { run: Some(summary.id), protocol: Some(chosen.id.clone()), ..CurveFilter::default() };
+    let filter = CurveFilter {
+        runs: Some(vec![summary.id]),
+        protocol: Some(chosen.id.clone()),
+        ..CurveFilter::default()
+    };
     let source = Source {
         run: summary.id,
         line: String::new(),
@@ -487,24 +428,4 @@ async fn checkpoint(pool: &PgPool, run: &Run) -> Result<Option<CheckpointView>> 
             .checkpoint_step
             .map_or(String::new(), |step| format!("after {} steps", format::count(step))),
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metric_values_have_four_significant_digits() {
-        assert_eq!(significant(1.82345), "1.823");
-        assert_eq!(significant(312.04), "312.0");
-        assert_eq!(significant(0.00003), "3.000e-5");
-        assert_eq!(significant(0.0), "0.000");
-    }
-
-    #[test]
-    fn what_is_measured_in_bytes_or_shares_says_so() {
-        assert_eq!(measured("system/share_waiting_for_data", 0.0423), "4.2 %");
-        assert_eq!(measured("loss", 2.5), "2.500");
-        assert_eq!(words("system/memory_bytes"), "system/\u{200b}memory bytes");
-    }
 }

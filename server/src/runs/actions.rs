@@ -29,18 +29,25 @@ async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<RunState> {
 /// 404 if there is none, 409 if it has ended.
 pub async fn cancel_run(app: &App, id: Uuid) -> Result<()> {
     let mut tx = app.pool.begin().await?;
-    cancel(&mut tx, id).await?;
+    request_cancel(&mut tx, id, None).await?;
     tx.commit().await?;
     app.wake.ring();
     Ok(())
 }
 
-/// Cancels a run in the caller's transaction: at once where nobody works on it, else its worker is told to stop.
+/// Cancels a run in the caller's transaction, with the reason that it will end with: at once where nobody works on it,
+/// else its worker is told to stop.
 ///
 /// # Errors
 /// 404 if there is none, 409 if it has ended.
-pub async fn cancel(conn: &mut PgConnection, id: Uuid) -> Result<()> {
-    match lock(conn, id).await? {
+pub async fn request_cancel(conn: &mut PgConnection, id: Uuid, reason: Option<&str>) -> Result<()> {
+    let state = lock(conn, id).await?;
+    if let (Some(reason), false) = (reason, state.is_terminal()) {
+        sqlx::query!("update run set cancel_reason = coalesce(cancel_reason, $2) where id = $1", id, reason)
+            .execute(&mut *conn)
+            .await?;
+    }
+    match state {
         RunState::Queued => change_state(conn, id, RunState::Cancelled, "cancelled while queued").await,
         RunState::Paused => change_state(conn, id, RunState::Cancelled, "cancelled while paused").await,
         RunState::Running => {
@@ -107,7 +114,7 @@ pub async fn cancel_runs(
     ids.dedup();
     let mut cancelled = 0;
     for id in ids {
-        match cancel(&mut tx, id).await {
+        match request_cancel(&mut tx, id, None).await {
             Ok(()) => cancelled += 1,
             Err(Error::Conflict(_)) => {}
             Err(error) => return Err(error),

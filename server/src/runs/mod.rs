@@ -8,11 +8,13 @@ mod submit;
 
 pub use actions::{
     __path_cancel_run_handler, __path_cancel_runs, __path_clone_run, __path_move_run_to_front, __path_pause_run,
-    __path_resume_run, cancel, cancel_run, cancel_run_handler, cancel_runs, clone_run, move_run_to_front, pause,
-    pause_run, resume, resume_run, submit_again, to_front,
+    __path_resume_run, cancel_run, cancel_run_handler, cancel_runs, clone_run, move_run_to_front, pause,
+    pause_run, request_cancel, resume, resume_run, submit_again, to_front,
 };
 pub use state::change_state;
-pub use submit::{__path_create_run, CreatedRun, create_run, insert_run};
+pub use submit::{
+    __path_create_run, CreatedRun, create_run, idempotency_key, insert_run, refuse_missing_blobs,
+};
 
 use self::parts::PartSummary;
 use crate::{ApiJson, App, Error, Result, error::found, page::Page, scheduler};

@@ -19,7 +19,8 @@ pub async fn change_state(conn: &mut PgConnection, id: Uuid, next: RunState, rea
         return Err(Error::Conflict(format!("a {state} run cannot become {next}")));
     }
     sqlx::query!(
-        "update run set state = $2, reason = $3,
+        // What a run was stopped for, if somebody said it, says more than that it was stopped.
+        "update run set state = $2, reason = case when $2 = 'cancelled' then coalesce(cancel_reason, $3) else $3 end,
                 started_at = case when $2 = 'running' then coalesce(started_at, now()) else started_at end,
                 finished_at = case when $4 then now() end
          where id = $1",

@@ -43,11 +43,7 @@ pub async fn create_run(
     ApiJson(document): ApiJson<serde_json::Value>,
 ) -> Result<impl IntoResponse> {
     let spec = parse_spec(document).map_err(Error::Invalid)?;
-    let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Some(key),
-        Some(_) => return Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
-    };
+    let key = idempotency_key(&headers)?;
     let mut tx = app.pool.begin().await?;
     scheduler::refuse_impossible(&mut tx, &spec, app.lease_seconds).await?;
     let (id, made) = insert_run(&mut tx, &spec, identity.token_id, key).await?;
@@ -57,6 +53,18 @@ pub async fn create_run(
     let estimate = estimate::estimate(&app.pool, &spec).await?;
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(CreatedRun { run, estimate })))
+}
+
+/// The `Idempotency-Key` of a request.
+///
+/// # Errors
+/// 400 for one that is empty, too long or no ASCII.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>> {
+    match headers.get("idempotency-key").map(|value| value.to_str()) {
+        None => Ok(None),
+        Some(Ok(key)) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX => Ok(Some(key)),
+        Some(_) => Err(Error::BadRequest("Idempotency-Key must be 1 to 255 ASCII characters".into())),
+    }
 }
 
 /// Puts a run into the queue, in the caller's transaction; the second value is false if the key named one already.
@@ -187,7 +195,11 @@ async fn needed_runs(conn: &mut PgConnection, spec: &Spec) -> Result<Vec<NeededR
     if problems.is_empty() { Ok(found) } else { Err(Error::Invalid(problems)) }
 }
 
-async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
+/// Refuses a spec that names a blob the server does not have.
+///
+/// # Errors
+/// 422 with the fields.
+pub async fn refuse_missing_blobs(conn: &mut PgConnection, spec: &Spec) -> Result<()> {
     let mut problems = Vec::new();
     let ends =
         [("weights.theta0", Some(&spec.weights.theta0)), ("weights.theta1", spec.weights.theta1.as_ref())];

@@ -30,6 +30,7 @@ use supervise::Supervisor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet, LocalSet};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// How long the server is asked to hold a request for work.
@@ -62,12 +63,14 @@ pub struct Work {
     pub allow_commands: bool,
     /// Where other workers reach this one; the host's name if not given.
     pub address: Option<String>,
-    /// How long a training process has to save its state when the agent is told to end.
-    pub grace: Duration,
     /// Threads of one attempt; the cores shared out among the devices if not given.
     pub threads: Option<u32>,
     /// Most bytes of features that are kept for later runs, beside the attempts.
     pub cache_bytes: u64,
+    /// Ends after so long without work.
+    pub idle: Option<Duration>,
+    /// How long attempts may take to keep their state and ship it when the agent is told to end.
+    pub grace: Duration,
 }
 
 /// What every attempt on this worker has in common.
@@ -77,13 +80,13 @@ pub struct Settings {
     threads: u32,
     /// Where features are kept, for all attempts.
     cache: Place,
-    /// How long a training process has to save its state when the agent ends.
+    /// How long an attempt may take to leave once the agent is to end.
     grace: Duration,
     /// True once the agent is to end.
     shutdown: watch::Receiver<bool>,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT, or until it has been idle for as long as it may.
 pub fn work(work: Work) -> Result<()> {
     // One thread: the agent waits nearly all the time, and leaves the cores to the training processes.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -99,6 +102,8 @@ struct Agent {
     tasks: JoinSet<()>,
     /// The leases being worked on, by task.
     leases: HashMap<Id, Uuid>,
+    /// Ends after so long without work.
+    idle: Option<Duration>,
 }
 
 impl Agent {
@@ -139,6 +144,7 @@ impl Agent {
             attempts: state.join("attempts"),
             tasks: JoinSet::new(),
             leases: HashMap::new(),
+            idle: work.idle,
         };
         agent.adopt()?;
         agent.serve(library).await;
@@ -173,13 +179,16 @@ impl Agent {
         Supervisor::new(self.client.clone(), self.settings.clone(), folder, held)
     }
 
-    /// Registers, then takes leases until the shutdown.
+    /// Registers, then takes leases until the shutdown or until there has been no work for too long. A server that does
+    /// not answer gives no work either.
     async fn serve(&mut self, mut library: Vec<String>) {
         let mut shutdown = self.settings.shutdown.clone();
         let mut registered = false;
         let mut look_at = tokio::time::interval(LOOK_EVERY);
         look_at.reset();
+        let mut worked = Instant::now();
         loop {
+            let idle_end = self.idle.filter(|_| self.leases.is_empty()).map(|idle| worked + idle);
             let free = self.leases.len() < self.worker.devices.len();
             let (client, worker) = (self.client.clone(), &self.worker);
             let request = LeaseRequest {
@@ -195,7 +204,13 @@ impl Agent {
             };
             tokio::select! {
                 _ = shutdown.wait_for(|down| *down) => return,
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                () = tokio::time::sleep_until(idle_end.unwrap_or(worked)), if idle_end.is_some() => {
+                    return tracing::info!(seconds = worked.elapsed().as_secs(), "no work for as long as I may wait");
+                }
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    self.ended(ended);
+                    worked = Instant::now();
+                }
                 next = next, if free || !registered => match next {
                     Ok(Next::Registered) => registered = true,
                     Ok(Next::Lease(Some(grant))) => self.begin(*grant),

@@ -76,13 +76,11 @@ impl Process {
         })
     }
 
-    /// Sends a signal to the whole group, if the process still runs; SIGUSR1, which is for the process alone, to nobody
-    /// else.
+    /// Sends a signal to the whole group, if the process still runs.
     pub fn signal(self, signal: i32) {
         if self.is_alive() {
-            let target = if signal == libc::SIGUSR1 { self.pid } else { -self.pid };
             // SAFETY: kill takes two integers and touches no memory of ours.
-            let sent = unsafe { libc::kill(target, signal) };
+            let sent = unsafe { libc::kill(-self.pid, signal) };
             if sent != 0 {
                 tracing::warn!(pid = self.pid, signal, error = %std::io::Error::last_os_error(), "cannot signal");
             }

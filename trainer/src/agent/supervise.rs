@@ -21,8 +21,10 @@ use tokio::time::Instant;
 const HEARTBEAT_WAIT_MS: u64 = 10_000;
 /// Least time between two heartbeats, if the server answers at once.
 const HEARTBEAT_PAUSE: Duration = Duration::from_secs(1);
-/// Time that a process gets between SIGTERM and SIGKILL.
+/// Time that a process gets to die when its work counts no more.
 const GRACE: Duration = Duration::from_secs(5);
+/// How much later than its training process an agent may hear that it is to end.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Time to tell the server about the end when the agent itself is ending.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -31,7 +33,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 enum Signal {
     /// The server says stop.
     Stop,
-    /// The server says: save the state and give the devices back, within so many milliseconds.
+    /// The server says: keep the state and give the devices back, within so many milliseconds.
     Yield(u64),
     /// The lease is another's.
     Stale,
@@ -58,6 +60,8 @@ pub struct Supervisor {
     /// Heartbeats and the wait for a shutdown; they end with the attempt.
     _background: JoinSet<()>,
     out_of_memory_kills: u64,
+    /// When the machine is to be left, once the agent is ending.
+    leave_by: Option<Instant>,
 }
 
 impl Supervisor {
@@ -83,6 +87,7 @@ impl Supervisor {
             signals,
             _background: background,
             out_of_memory_kills,
+            leave_by: None,
         }
     }
 
@@ -102,7 +107,7 @@ impl Supervisor {
             signal = self.signals.recv() => Ok(match signal {
                 Some(Signal::Stop) => self.end(Outcome::Cancelled, "stopped on request before it began".to_owned()),
                 Some(Signal::Yield(_)) => self.end(Outcome::Yielded, "gave way before it began".to_owned()),
-                Some(Signal::Shutdown) => self.end(Outcome::Yielded, "the worker shut down before it began".to_owned()),
+                Some(Signal::Shutdown) => self.end(Outcome::Yielded, "the worker shut down".to_owned()),
                 Some(Signal::Stale) | None => Left::Fenced,
             }),
         };
@@ -170,20 +175,19 @@ impl Supervisor {
                         return self.leave(Left::Fenced).await;
                     }
                     tracing::info!(%run, ?signal, "ending the process");
-                    let (order, grace) = match signal {
-                        Signal::Yield(ms) => (libc::SIGUSR1, Duration::from_millis(ms).saturating_sub(FAREWELL)),
-                        Signal::Shutdown => (libc::SIGUSR1, self.settings.grace),
-                        Signal::Stop | Signal::Stale => (libc::SIGTERM, GRACE),
+                    let (order, by) = match signal {
+                        // It keeps its state first, if it trains.
+                        Signal::Shutdown => (libc::SIGTERM, self.leave_by()),
+                        Signal::Yield(ms) => (libc::SIGTERM, Instant::now() + Duration::from_millis(ms)),
+                        Signal::Stop | Signal::Stale => (libc::SIGINT, Instant::now() + GRACE),
                     };
-                    // The server repeats what it asks for; a stop overrides it.
-                    if why != Some(signal) {
+                    // The server repeats what it asks for with every heartbeat; saying it once is enough.
+                    let known = matches!((why, signal), (Some(Signal::Yield(_) | Signal::Shutdown), Signal::Yield(_)));
+                    if !known && why != Some(signal) {
                         process.signal(order);
-                    }
-                    if why.is_none() || signal == Signal::Stop || signal == Signal::Shutdown {
                         why = Some(signal);
-                        let at = Instant::now() + grace;
-                        kill_at = Some(kill_at.map_or(at, |earlier| earlier.min(at)));
                     }
+                    kill_at = Some(kill_at.map_or(by, |at| at.min(by)));
                 }
                 () = tokio::time::sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
                     process.signal(libc::SIGKILL);
@@ -192,12 +196,17 @@ impl Supervisor {
                 shipped = &mut shipping, if refused.is_none() => {
                     let refusal = refusal_of(shipped);
                     tracing::error!(%run, %refusal, "what the process writes is not taken; ending it");
-                    process.signal(if refusal == Refusal::Stale { libc::SIGKILL } else { libc::SIGTERM });
+                    process.signal(if refusal == Refusal::Stale { libc::SIGKILL } else { libc::SIGINT });
                     kill_at.get_or_insert(Instant::now() + GRACE);
                     refused = Some(refusal);
                 }
             }
         };
+        if why.is_none() && exit.signal == Some(libc::SIGTERM) {
+            // A batch system signals every process of a job; our own signal may be a moment behind.
+            let signal = tokio::time::timeout(MOMENT, self.signals.recv()).await.ok().flatten();
+            why = signal.filter(|signal| *signal == Signal::Shutdown);
+        }
         let _ = ended.send(true);
         let end = self.outcome(exit, why);
         tracing::info!(%run, outcome = ?end.outcome, reason = end.reason, "the process has ended");
@@ -224,7 +233,7 @@ impl Supervisor {
         end: FinishLease,
         why: Option<Signal>,
     ) -> Option<Left> {
-        let mut give_up = (why == Some(Signal::Shutdown)).then(|| Instant::now() + FAREWELL);
+        let mut give_up = (why == Some(Signal::Shutdown)).then(|| self.farewell());
         loop {
             tokio::select! {
                 shipped = &mut *shipping => return Some(match shipped {
@@ -238,7 +247,7 @@ impl Supervisor {
                 }),
                 Some(signal) = self.signals.recv() => match signal {
                     Signal::Stale => return Some(Left::Fenced),
-                    Signal::Shutdown => drop(give_up.get_or_insert(Instant::now() + FAREWELL)),
+                    Signal::Shutdown => drop(give_up.get_or_insert(self.farewell())),
                     Signal::Stop | Signal::Yield(_) => {} // it has ended already
                 },
                 () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
@@ -248,16 +257,28 @@ impl Supervisor {
         }
     }
 
+    /// When the machine is to be left; set by the first call after the agent was told to end.
+    fn leave_by(&mut self) -> Instant {
+        *self.leave_by.get_or_insert(Instant::now() + self.settings.grace)
+    }
+
+    /// Until when the end is told to the server: what a process has kept is to arrive there.
+    fn farewell(&mut self) -> Instant {
+        self.leave_by().max(Instant::now() + FAREWELL)
+    }
+
     /// How the attempt ended: by the process's own result, else by what ended it.
     fn outcome(&self, exit: Exit, why: Option<Signal>) -> FinishLease {
         let (outcome, reason) = match (Ending::read(&self.folder), why) {
             (Ok(Some(ending)), _) => (ending.outcome, ending.reason),
             (Err(error), _) => (Outcome::Crashed, format!("{error:#}")),
             (Ok(None), Some(Signal::Stop)) => (Outcome::Cancelled, "stopped on request".to_owned()),
-            (Ok(None), Some(Signal::Yield(_))) => {
-                (Outcome::Yielded, "ended before it could save its state once more".to_owned())
+            // Outside the training loop everything is on disk at any moment, and the signal ends the process.
+            (Ok(None), Some(Signal::Yield(_))) => (Outcome::Yielded, "gave way".to_owned()),
+            (Ok(None), Some(_)) if exit.signal == Some(libc::SIGKILL) => {
+                (Outcome::Interrupted, "the worker shut down before the attempt could keep its state".to_owned())
             }
-            (Ok(None), Some(_)) => (Outcome::Interrupted, "the worker shut down".to_owned()),
+            (Ok(None), Some(_)) => (Outcome::Yielded, "the worker shut down".to_owned()),
             (Ok(None), None) if exit.code == Some(EXIT_DISK_FULL) => {
                 (Outcome::Failed, "the worker's disk is full; make room and submit the run again".to_owned())
             }
@@ -303,7 +324,7 @@ impl Supervisor {
 
     /// Ends a process whose word counts no more.
     async fn kill(&mut self, mut process: Watched) {
-        process.signal(libc::SIGTERM);
+        process.signal(libc::SIGINT);
         if tokio::time::timeout(GRACE, process.ended()).await.is_err() {
             process.signal(libc::SIGKILL);
             process.ended().await;

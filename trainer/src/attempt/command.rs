@@ -1,9 +1,9 @@
 //! `kind = "command"`: an attempt that is a program of the lab's own. It runs in a folder of its own with its assets named
 //! in its environment, prints into the run's log, and appends what is to be kept to the file in `CAUSEWAY_JOURNAL`, whose
-//! lines become the attempt's. Asked to give way it gets SIGTERM.
+//! lines become the attempt's. SIGTERM, which reaches the whole group of processes, asks it to give way.
 
 use super::environment;
-use super::yielding::Asked;
+use super::interrupt::Interrupted;
 use super::{Assignment, BLOBS, Done, tell};
 use crate::agent::last_words;
 use crate::data::asset::{Library, file_sha256};
@@ -48,21 +48,20 @@ impl std::error::Error for Crashed {}
 /// Runs the program of a lease to its end.
 ///
 /// # Errors
-/// [`Crashed`]; an asset that is not here; a program that cannot be started; a file that it reports and that is not there.
-pub(super) fn run(folder: &Path, journal: &mut Journal, assignment: &Assignment, asked: &Asked) -> Result<Done> {
+/// [`Crashed`]; [`Interrupted`]; an asset that is not here; a program that cannot be started; a file that it reports and that is not there.
+pub(super) fn run(
+    folder: &Path,
+    journal: &mut Journal,
+    assignment: &Assignment,
+    asked: &dyn Fn() -> bool,
+) -> Result<Done> {
     let lease = &assignment.lease;
     let environment = environment::environment(&lease.device, assignment.threads);
     let resumed_step = lease.resume.as_ref().map_or(0, |resume| resume.step);
     tell(journal, Event::Started { environment, phase: Phase::Train, resumed_step })?;
     let mut reports = Reports { folder, read: 0, line: 0, rest: Vec::new() };
     let mut child = start(folder, assignment)?;
-    let mut told = false;
     let status = loop {
-        if asked.is_set() && !told {
-            // SAFETY: kill takes two integers; the child has not been waited for, so its id is its own.
-            unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
-            told = true;
-        }
         let ended = child.try_wait().context("waiting for the command")?;
         reports.take(journal, ended.is_some())?;
         match ended {
@@ -73,8 +72,8 @@ pub(super) fn run(folder: &Path, journal: &mut Journal, assignment: &Assignment,
     if status.success() {
         return Ok(Done::All);
     }
-    if told {
-        return Ok(Done::SoFar);
+    if asked() {
+        return Err(Interrupted { step: None }.into());
     }
     Err(crashed(status, folder).into())
 }
@@ -260,7 +259,7 @@ mod tests {
     use serde_json::json;
 
     /// Runs a shell script as the command of an attempt; gives what became of it and the journal's lines.
-    fn attempt(script: &str, asked: &Asked) -> (Result<Done>, Vec<serde_json::Value>) {
+    fn attempt(script: &str, asked: &dyn Fn() -> bool) -> (Result<Done>, Vec<serde_json::Value>) {
         let folder = tempfile::tempdir().unwrap();
         let spec = json!({"experiment": "e", "kind": "command", "seed": 5,
                           "command": {"argv": ["sh", "-c", script], "environment": {"MINE": "a b"}}});
@@ -285,7 +284,7 @@ mod tests {
             echo '{"checkpoint": {"path": "model.bin", "step": 2}}' >> "$CAUSEWAY_JOURNAL"
             echo '{"checkpoint": {"path": "../model.bin", "step": 2}}' >> "$CAUSEWAY_JOURNAL"
             printf '{"progress": {"done": 2, "total": 2}}' >> "$CAUSEWAY_JOURNAL""#;
-        let (done, lines) = attempt(script, &Asked::default());
+        let (done, lines) = attempt(script, &|| false);
         assert_eq!(done.unwrap(), Done::All);
         let events: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
         assert_eq!(events, ["started", "metrics", "checkpoint", "progress"]);
@@ -299,18 +298,18 @@ mod tests {
     fn a_command_knows_its_place_and_its_variables() {
         let script = r#"test "$MINE" = "a b" && test "$CAUSEWAY_SEED" = 5 && test "$RANK/$WORLD_SIZE" = 1/2 &&
             test "$MASTER_ADDR:$MASTER_PORT" = first:20000 && test "$CAUSEWAY_DEVICES" = cpu:0,cpu:1"#;
-        assert_eq!(attempt(script, &Asked::default()).0.unwrap(), Done::All);
+        assert_eq!(attempt(script, &|| false).0.unwrap(), Done::All);
     }
 
     #[test]
     fn a_command_that_fails_is_told_by_its_code_and_one_that_gives_way_has_done_so() {
-        let error = attempt("exit 7", &Asked::default()).0.unwrap_err();
+        let error = attempt("exit 7", &|| false).0.unwrap_err();
         let crashed = error.downcast_ref::<Crashed>().unwrap();
         assert_eq!((crashed.code, crashed.reason.as_str()), (7, "the command ended with exit code 7"));
-        let asked = Asked::default();
-        asked.set();
-        assert_eq!(attempt("sleep 60", &asked).0.unwrap(), Done::SoFar);
-        let missing = attempt("exec /no/such/program", &Asked::default()).0.unwrap_err();
+        let yielded = attempt("kill -TERM $$", &|| true).0.unwrap_err();
+        assert_eq!(yielded.downcast_ref::<Interrupted>(), Some(&Interrupted { step: None }));
+        assert_eq!(attempt("true", &|| true).0.unwrap(), Done::All, "it had done everything");
+        let missing = attempt("exec /no/such/program", &|| false).0.unwrap_err();
         assert_eq!(missing.downcast_ref::<Crashed>().unwrap().code, 127);
     }
 

@@ -1,6 +1,7 @@
 //! How an attempt ended, as its process leaves it behind: `result.json`, on disk before the process exits. A process
 //! that leaves none crashed. Room for the file is taken at the start, so that a full disk can still be told.
 
+use super::interrupt::Interrupted;
 use anyhow::{Context, Result};
 use causeway_protocol::Outcome;
 use serde::{Deserialize, Serialize};
@@ -44,9 +45,9 @@ impl Ending {
         Ending { outcome: Outcome::HandedOver, reason: String::new() }
     }
 
-    /// The state is saved, and another attempt goes on.
-    pub fn yielded() -> Ending {
-        Ending { outcome: Outcome::Yielded, reason: String::new() }
+    /// It left when it was told to; another attempt goes on from its state.
+    pub fn yielded(interrupted: &Interrupted) -> Ending {
+        Ending { outcome: Outcome::Yielded, reason: interrupted.to_string() }
     }
 
     /// The program ended otherwise than it should; another attempt may do better.

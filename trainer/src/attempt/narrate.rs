@@ -88,7 +88,11 @@ fn line(event: &Event) -> Option<String> {
         Event::RolledBack { step, rollbacks, reason } => {
             Some(format!("{reason}: rollback {rollbacks}, going on from step {step} with lower rates"))
         }
-        Event::Metrics { .. } | Event::Phase { .. } | Event::Progress(_) | Event::Features(_) => None,
+        Event::Metrics { .. }
+        | Event::Values { .. }
+        | Event::Phase { .. }
+        | Event::Progress(_)
+        | Event::Features(_) => None,
     }
 }
 

@@ -222,7 +222,6 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: Option<u64>) -> Trained {
         Ok(Box::new(steps.map(step)))
     };
     let result = train(TrainRun {
-        asked: &Default::default(),
         spec,
         backbone: &tiny(true),
         pairs: Pairs {

@@ -66,7 +66,6 @@ impl World {
         journal: &'a mut dyn FnMut(Event) -> Result<()>,
     ) -> TrainRun<'a> {
         TrainRun {
-            asked: &Default::default(),
             spec,
             backbone,
             pairs: Pairs {

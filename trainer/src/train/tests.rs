@@ -120,7 +120,6 @@ fn run_until(spec: &Spec, resume: Option<&Path>, stop: impl Fn(&Event) -> bool) 
         Ok(())
     };
     let result = train(TrainRun {
-        asked: &Default::default(),
         spec,
         backbone: &backbone,
         pairs: Pairs {
@@ -297,7 +296,6 @@ fn a_fresh_decoder_is_trained_before_the_encoder_moves() {
         let backbone = tiny(true);
         let folder = tempfile::tempdir().unwrap();
         let run = TrainRun {
-            asked: &Default::default(),
             spec,
             backbone: &backbone,
             pairs: Pairs { count: 9, images: &images, captions: &[], embeddings: None, ids: &[], texts: &[] },
@@ -437,7 +435,6 @@ fn with_noise_for_images_a_trained_contrast_is_chance_again() {
     let losses = trained.metric("loss");
     let state = trained.file("resume-0000000056.safetensors");
     let run = TrainRun {
-        asked: &Default::default(),
         spec: &spec,
         backbone: &backbone,
         pairs: Pairs {

@@ -146,7 +146,6 @@ fn run_until(spec: &Spec, projection: i64, resume: Option<&Path>, stop: Option<u
         Ok(Box::new(steps.map(step)))
     };
     let result = train(TrainRun {
-        asked: &Default::default(),
         spec,
         backbone: &backbone(projection),
         pairs: Pairs {

@@ -51,7 +51,6 @@ fn the_optimiser_holds_what_the_method_trains_and_the_heads() {
         let spec = spec(method, json!({}));
         let folder = tempfile::tempdir().unwrap();
         let run = TrainRun {
-            asked: &Default::default(),
             spec: &spec,
             backbone: &backbone,
             pairs: Pairs {

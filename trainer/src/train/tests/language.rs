@@ -22,7 +22,6 @@ fn captioned_until(
         Ok(())
     };
     let result = train(TrainRun {
-        asked: &Default::default(),
         spec,
         backbone: &backbone,
         pairs: Pairs {

@@ -59,7 +59,6 @@ impl World {
         journal: &'a mut dyn FnMut(Event) -> Result<()>,
     ) -> TrainRun<'a> {
         TrainRun {
-            asked: &Default::default(),
             spec: &self.spec,
             backbone: &self.backbone,
             pairs: self.material.pairs(),

@@ -16,8 +16,11 @@ use uuid::Uuid;
 pub const VALUES_MAX: usize = 100_000;
 /// Most chunks that a chart is made of.
 const CHUNKS_MAX: i64 = 100_000;
+/// Most chunks of which a chart reads every value, of all its series together and of one: more than that are as fine as
+/// a screen by what they come to.
+const READ_WHOLE: (usize, usize) = (1024, 256);
 /// Points of a chart for each column of its resolution: the first, the least, the greatest and the last value.
-pub const POINTS: usize = 4;
+const POINTS: usize = 4;
 
 /// Steps from the first to the last, both included.
 #[derive(Clone, Copy, Debug)]
@@ -214,11 +217,10 @@ pub async fn chart(
     for head in &heads {
         by_series.entry(head.place.series).or_default().push(head);
     }
-    // Few values are read one by one; of many only the chunks that lie across an end.
-    let few = (POINTS * resolution) as i64;
-    let exact = |heads: &[&Head]| heads.iter().map(|head| head.rollup.count).sum::<i64>() <= few;
+    // Few chunks are read value by value, so that columns may be finer than they are; of many only those across an end.
+    let whole_read = (READ_WHOLE.0 / by_series.len().max(1)).min(READ_WHOLE.1);
     let parts = by_series.values().flat_map(|heads| {
-        let all = exact(heads);
+        let all = heads.len() <= whole_read;
         heads.iter().filter(move |head| all || !head.whole(span)).copied()
     });
     let mut read = values(pool, &parts.collect::<Vec<_>>(), span).await?;
@@ -233,7 +235,7 @@ pub async fn chart(
         }
         rollups.sort_by_key(|rollup| rollup.first_key.0);
         let shown = Shown {
-            exact: rollups.iter().all(|rollup| rollup.count == 1) && rollups.len() as i64 <= few,
+            exact: rollups.iter().all(|rollup| rollup.count == 1) && rollups.len() <= POINTS * resolution,
             count: rollups.iter().map(|rollup| rollup.count).sum(),
             non_finite: rollups.iter().map(|rollup| rollup.non_finite).sum(),
         };

@@ -240,20 +240,26 @@ async fn a_chart_reads_chunks_and_an_export_reads_every_value() -> Result<()> {
     let server = Server::start().await?;
     let (id, mut writer) = writer(&server, "w").await?;
     let value = |step: i64| if step == 77_777 { 9.0 } else { 1.0 + (step % 2) as f64 };
-    for batch in 0..12 {
+    for batch in 0..30 {
         let steps: Vec<i64> = (batch * 10_000..(batch + 1) * 10_000).collect();
         let numbers: Vec<f64> = steps.iter().map(|step| value(*step)).collect();
         writer.ship(&[columns(&steps, 0, "loss", &numbers)]).await?;
     }
     let chunks: i64 =
         sqlx::query_scalar("select count(*) from chunk").fetch_one(&server.database().await?).await?;
-    assert_eq!(chunks, 118, "117 full ones and the rest");
+    assert_eq!(chunks, 293, "292 full ones and the rest: too many for a chart to read their values");
     let chart = server.get(&format!("/runs/{id}/metrics?resolution=100")).await?;
     let (steps, values) = (chart[0]["steps"].as_array().unwrap(), chart[0]["values"].as_array().unwrap());
     assert!(steps.len() <= 400, "{}", steps.len());
-    assert_eq!(chart[0]["shown"], json!({"exact": false, "count": 120_000, "non_finite": 0}));
-    let spike = steps.iter().position(|step| step == 77_777).expect("one value in 120,000 is drawn");
+    assert_eq!(chart[0]["shown"], json!({"exact": false, "count": 300_000, "non_finite": 0}));
+    let spike = steps.iter().position(|step| step == 77_777).expect("one value in 300,000 is drawn");
     assert_eq!(values[spike], 9.0);
+    let most = server.get(&format!("/runs/{id}/metrics?resolution=100&from_step=500&to_step=299499")).await?;
+    assert_eq!(most[0]["shown"]["count"], 299_000, "of the chunks across the ends only a part counts");
+    assert_eq!(
+        (&most[0]["steps"][0], most[0]["steps"].as_array().unwrap().last()),
+        (&json!(500), Some(&json!(299_499)))
+    );
     // A closer look reads the values themselves.
     let zoomed =
         server.get(&format!("/runs/{id}/metrics?resolution=100&from_step=77700&to_step=77899")).await?;
@@ -263,12 +269,12 @@ async fn a_chart_reads_chunks_and_an_export_reads_every_value() -> Result<()> {
     let refused = server.user(Method::GET, &format!("/runs/{id}/metrics"))?.send().await?;
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert!(refused.text().await?.contains("metrics.csv"));
-    let part = server.get(&format!("/runs/{id}/metrics?after_step=119997")).await?;
-    assert_eq!(part, json!([{"name": "loss", "steps": [119_998, 119_999], "values": [1.0, 2.0]}]));
+    let part = server.get(&format!("/runs/{id}/metrics?after_step=299997")).await?;
+    assert_eq!(part, json!([{"name": "loss", "steps": [299_998, 299_999], "values": [1.0, 2.0]}]));
     let csv = text(&server, &format!("/runs/{id}/metrics.csv")).await?;
     let mut lines = csv.lines();
     assert_eq!(lines.next(), Some("name,step,value,attempt,n"));
-    for step in 0..120_000 {
+    for step in 0..300_000 {
         assert_eq!(lines.next(), Some(format!("loss,{step},{},1,0", value(step)).as_str()));
     }
     assert_eq!(lines.next(), None);

@@ -171,7 +171,7 @@ async fn the_lease_notices_a_dead_node_and_another_pilot_finishes_its_run() -> R
     let mut cluster = Cluster::start().await?;
     let server = Server::with_lease(15.0).await?;
     let mut spec = small_finetune();
-    (spec["training"]["steps"], spec["max_attempts"]) = (json!(150), json!(2));
+    (spec["training"]["steps"], spec["max_attempts"]) = (json!(60), json!(2));
     let id = server.submit(&spec).await?;
     let _launcher = launch(&cluster, &server, "launcher.log", &["--max-pilots", "2", "--idle", "5"])?;
     wait_for_step(&server, &id, 5).await?;

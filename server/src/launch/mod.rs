@@ -110,7 +110,7 @@ mod tests {
             ("slurm --data /d", "--work-dir"),
             ("slurm --work-dir /w --data /d --max-pilots 0", "--max-pilots"),
             ("slurm --work-dir /w --data /d --once", "without --print and --once"),
-            ("lsf --work-dir /w --data /d --pilot-server http://h:1", "launches `slurm` only"),
+            ("lsf --work-dir /w --data /d --time 2:00 --print", "launches `slurm` only"),
             ("pbs", "pbs"),
         ] {
             let error = format!("{:#}", Beside::parse(line).unwrap_err());

@@ -25,11 +25,13 @@ fn situation(waiting: usize, pilots: &[Pilot]) -> Situation {
     }
 }
 
+/// Runs that wait, pilots there are, slots submitted, jobs taken back.
+type Row<'a> = (usize, &'a [Pilot], &'a [u32], &'a [u64]);
+
 #[test]
 fn pilots_come_for_what_waits_within_the_limit_and_no_more() {
     use Doing::{Leaving, Starting, Waiting, Working};
-    // (runs that wait, pilots there are, slots submitted, jobs taken back)
-    let table: &[(usize, &[Pilot], &[u32], &[u64])] = &[
+    let table: &[Row] = &[
         (0, &[], &[], &[]),
         (1, &[], &[0], &[]),
         (2, &[], &[0], &[]), // two devices in one pilot

@@ -128,8 +128,8 @@ pub async fn why_waiting(pool: &PgPool, lease_seconds: f64) -> Result<Vec<(Uuid,
     Ok(queue(pool, lease_seconds).await?.into_iter().map(|entry| (entry.run_id, entry.why)).collect())
 }
 
-/// Refuses a spec that asks for more devices, memory or workers than any workers known here have. Workers and assets may
-/// still come, so what is merely not here yet is accepted and waits.
+/// Refuses a spec that asks for more devices or memory on one worker than any that is known here has. More workers of a
+/// kind, labels and assets may still come, so what is merely not here yet is accepted and waits.
 ///
 /// # Errors
 /// The field and what the largest has.
@@ -150,7 +150,7 @@ pub async fn refuse_impossible(conn: &mut PgConnection, spec: &Spec, lease_secon
         user: Uuid::nil(),
         priority: 0,
         position: 0,
-        nodes: count(resources.nodes),
+        nodes: 1,
         devices: count(resources.gpus),
         memory: resources.memory_bytes(),
         labels: Vec::new(),

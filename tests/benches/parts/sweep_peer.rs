@@ -193,7 +193,7 @@ fn ours(theta1: &Path, dtype: &str, alphas: &[f64], folder: &Path, out: &Path) -
             (dataset, point) = (NAMES.iter().position(|name| line["asset"] == *name).context("which?")?, 0);
             continue;
         }
-        let (alpha, k) = (point / K.len(), line["protocol"]["k"].as_u64().context("k")?);
+        let (alpha, k) = (point / K.len(), line["protocol"]["readout"]["k"].as_u64().context("k")?);
         let k = K.iter().position(|asked| *asked == k).context("another k")?;
         let packed: Hits = serde_json::from_value(line["hits"].clone())?;
         let queries = line["n"].as_u64().context("n")? as usize;

@@ -162,6 +162,7 @@ async fn experiments(
                      count(*) filter (where r.state = 'succeeded') as "succeeded!",
                      count(*) filter (where r.state in ('failed', 'lost')) as "failed!",
                      count(*) filter (where r.state = 'cancelled') as "cancelled!",
+                     count(*) filter (where r.state = 'paused') as "paused!",
                      coalesce(max(greatest(r.created_at, r.started_at, r.finished_at)), e.created_at) as "updated!"
               from experiment e left join run r on r.experiment_id = e.id and r.part_of is null
               group by e.id) e

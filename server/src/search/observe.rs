@@ -199,11 +199,9 @@ async fn of_curve(pool: &PgPool, search: &Search, runs: &[Own]) -> Result<Result
         .await?;
     let protocols = spec.evaluation.protocols();
     let protocol = protocols.get(spec.evaluation.choosing()).map(|protocol| protocol.id.clone());
-    let mut all: Vec<Curve> = Vec::new();
-    for run in runs {
-        let filter = CurveFilter { run: Some(run.id), protocol: protocol.clone(), ..CurveFilter::default() };
-        all.extend(curves(pool, &filter).await?);
-    }
+    let of_trial = Some(runs.iter().map(|run| run.id).collect());
+    let filter = CurveFilter { runs: of_trial, protocol, ..CurveFilter::default() };
+    let all: Vec<Curve> = curves(pool, &filter).await?;
     let lacking = || "its curve lacks what the objective is read from".to_owned();
     if let SearchObjective::Area { role: Some(role), .. } = &search.objective {
         let of_seed = |run: &Own| {

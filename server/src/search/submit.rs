@@ -2,14 +2,14 @@
 //! queue here: the first step does that, as it does every later one.
 
 use super::{SearchDetail, get_search};
-use crate::{ApiJson, App, Error, Result, auth::Identity, experiments, runs};
+use crate::{ApiJson, App, Error, Result, auth::Identity, experiments, projects, runs};
 use axum::{
     Extension, Json,
     extract::State,
     http::{HeaderMap, StatusCode},
     response::IntoResponse,
 };
-use causeway_protocol::{Search, parse_search};
+use causeway_protocol::{DEFAULT_PROJECT, Search, parse_search};
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -50,7 +50,9 @@ pub async fn insert_search(
     let points = search.points();
     let mut tx = pool.begin().await?;
     refuse_missing_blobs(&mut tx, search).await?;
-    let experiment_id = experiments::ensure_experiment(&mut tx, &search.experiment).await?;
+    let project = search.spec["project"].as_str().unwrap_or(DEFAULT_PROJECT);
+    let project = projects::find_project(&mut tx, project).await?;
+    let experiment_id = experiments::ensure_experiment(&mut tx, project, &search.experiment).await?;
     let id = Uuid::now_v7();
     // Of two submissions under one key, the second waits here for the first and then finds it.
     let made = sqlx::query!(

@@ -52,8 +52,8 @@ pub use search::{
     Axis, Direction, Search, SearchObjective, SearchPoint, SeriesValue, Strategy, parse_search, point_words,
 };
 pub use spec::{
-    Architecture, Captioning, Captions, Contrastive, DEFAULT_PROJECT, Decoder, Divergence, Kind, Objective, Reconstruction,
-    Schedule, Soup, Spec, Training, View, WeightSource, Weights,
+    Architecture, Captioning, Captions, Contrastive, DEFAULT_PROJECT, Decoder, Divergence, Kind, Objective,
+    Reconstruction, Schedule, Soup, Spec, Training, View, WeightSource, Weights,
 };
 pub use state::{AttemptState, Phase, RunState, WorkerState};
 pub use validate::{Problem, parse_spec};

@@ -404,10 +404,9 @@ impl Spec {
         let weights = sources.into_iter().flatten().filter_map(|source| match source {
             WeightSource::Asset(name) => Some(name.as_str()).filter(|name| !name.is_empty()),
             WeightSource::Soup(soup) => soup.greedy_on.as_deref(),
-            WeightSource::Blob(_)
-            | WeightSource::Run(_)
-            | WeightSource::File(_)
-            | WeightSource::Fresh(_) => None,
+            WeightSource::Blob(_) | WeightSource::Run(_) | WeightSource::File(_) | WeightSource::Fresh(_) => {
+                None
+            }
         });
         let language_model = self.objective.iter().filter_map(|objective| objective.caption.as_ref());
         let captions = self.captions.iter().flat_map(|captions| {
@@ -445,7 +444,10 @@ impl Spec {
         let blobs = sources.into_iter().flatten().flat_map(|source| match source {
             WeightSource::Blob(sha256) => std::slice::from_ref(sha256),
             WeightSource::Soup(soup) => &soup.checkpoints,
-            WeightSource::Asset(_) | WeightSource::Run(_) | WeightSource::File(_) | WeightSource::Fresh(_) => &[],
+            WeightSource::Asset(_)
+            | WeightSource::Run(_)
+            | WeightSource::File(_)
+            | WeightSource::Fresh(_) => &[],
         });
         blobs.map(String::as_str).collect()
     }

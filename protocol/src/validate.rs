@@ -1,7 +1,9 @@
 //! The rules of a spec, all checked at once, each complaint naming the field and the rule it breaks. The server
 //! answers them as problem+json, the trainer prints them.
 
-use crate::{Alpha, Architecture, DEVICES_MAX, Decoder, Kind, NODES_MAX, Resources, Spec, View, WeightSource};
+use crate::{
+    Alpha, Architecture, DEVICES_MAX, Decoder, Kind, NODES_MAX, Resources, Spec, View, WeightSource,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -133,8 +135,16 @@ impl Spec {
             list.within("resources.nodes", f64::from(*nodes), 1.0, f64::from(NODES_MAX));
         } else {
             let kind = self.kind.as_str();
-            list.when(*gpus != 1, "resources.gpus", format!("must be 1: a {kind} run computes on one device"));
-            list.when(*nodes != 1, "resources.nodes", format!("must be 1: a {kind} run computes on one worker"));
+            list.when(
+                *gpus != 1,
+                "resources.gpus",
+                format!("must be 1: a {kind} run computes on one device"),
+            );
+            list.when(
+                *nodes != 1,
+                "resources.nodes",
+                format!("must be 1: a {kind} run computes on one worker"),
+            );
         }
         if let Some(gb) = memory_gb {
             list.within("resources.memory_gb", *gb, 0.001, 1e6);
@@ -170,7 +180,11 @@ impl Spec {
         let program = command.argv.first().is_some_and(|program| !program.is_empty());
         list.when(!program, "command.argv[0]", "must name a program".into());
         let bytes: usize = command.argv.iter().map(String::len).sum();
-        list.when(bytes > COMMAND_BYTES_MAX, "command.argv", format!("must have at most {COMMAND_BYTES_MAX} bytes in all"));
+        list.when(
+            bytes > COMMAND_BYTES_MAX,
+            "command.argv",
+            format!("must have at most {COMMAND_BYTES_MAX} bytes in all"),
+        );
         list.when(
             command.argv.iter().any(|argument| argument.contains('\0')),
             "command.argv",

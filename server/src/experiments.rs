@@ -181,12 +181,9 @@ pub async fn ensure_experiment(conn: &mut PgConnection, project: Uuid, name: &st
     )
     .execute(&mut *conn)
     .await?;
-    let id = sqlx::query_scalar!(
-        "select id from experiment where project_id = $1 and name = $2",
-        project,
-        name
-    )
-    .fetch_one(conn)
-    .await?;
+    let id =
+        sqlx::query_scalar!("select id from experiment where project_id = $1 and name = $2", project, name)
+            .fetch_one(conn)
+            .await?;
     Ok(id)
 }

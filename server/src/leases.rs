@@ -162,9 +162,10 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
     let part = parts::part(&mut tx, lease.run_id).await?;
     let features = parts::features(&mut tx, lease.run_id).await?;
     let analysed = analysis::analysed(&mut tx, lease.run_id).await?;
-    let devices = sqlx::query_scalar!("select name from device where lease_id = $1 order by ordinal", lease.id)
-        .fetch_all(&mut *tx)
-        .await?;
+    let devices =
+        sqlx::query_scalar!("select name from device where lease_id = $1 order by ordinal", lease.id)
+            .fetch_all(&mut *tx)
+            .await?;
     let gang = gang(&mut tx, lease.attempt_id, lease.rank).await?;
     tx.commit().await?;
     Ok(Some(LeaseGrant {
@@ -437,7 +438,9 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
         Outcome::HandedOver | Outcome::Yielded => {
             give_back(conn, lease.run_id, Cause::Yielded, &end.reason).await.map(drop)
         }
-        Outcome::Interrupted => give_back(conn, lease.run_id, Cause::Interrupted, &end.reason).await.map(drop),
+        Outcome::Interrupted => {
+            give_back(conn, lease.run_id, Cause::Interrupted, &end.reason).await.map(drop)
+        }
         Outcome::Crashed | Outcome::Cancelled => {
             if give_back(conn, lease.run_id, Cause::Bug, &end.reason).await? == RunState::Queued {
                 pause(conn, lease.run_id).await?;

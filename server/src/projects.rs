@@ -108,8 +108,13 @@ pub async fn put_project(
         "weight",
         format!("must be a positive number, is {}", limits.weight),
     );
-    for (field, most) in [("devices_max", limits.devices_max), ("user_devices_max", limits.user_devices_max)] {
-        when(most.is_some_and(|most| most < 0), field, "must be 0 or more; leave it out for no limit".to_owned());
+    for (field, most) in [("devices_max", limits.devices_max), ("user_devices_max", limits.user_devices_max)]
+    {
+        when(
+            most.is_some_and(|most| most < 0),
+            field,
+            "must be 0 or more; leave it out for no limit".to_owned(),
+        );
     }
     if !problems.is_empty() {
         return Err(Error::Invalid(problems));
@@ -140,7 +145,8 @@ pub async fn find_project(conn: &mut PgConnection, name: &str) -> Result<Uuid> {
     let found =
         sqlx::query_scalar!("select id from project where name = $1", name).fetch_optional(conn).await?;
     found.ok_or_else(|| {
-        let rule = format!("names no project that there is: make `{name}` with `causeway projects set {name}`");
+        let rule =
+            format!("names no project that there is: make `{name}` with `causeway projects set {name}`");
         Error::Invalid(vec![Problem { field: "project".to_owned(), rule }])
     })
 }

@@ -92,7 +92,10 @@ pub async fn register_worker(
     if worker.id != id {
         return Err(Error::BadRequest("the id in the body is not the one in the path".into()));
     }
-    if worker.devices.is_empty() || worker.devices.len() > DEVICES_MAX as usize || worker.assets.len() > ASSETS_MAX {
+    if worker.devices.is_empty()
+        || worker.devices.len() > DEVICES_MAX as usize
+        || worker.assets.len() > ASSETS_MAX
+    {
         return Err(Error::BadRequest(format!(
             "a worker has 1 to {DEVICES_MAX} devices and at most {ASSETS_MAX} assets"
         )));

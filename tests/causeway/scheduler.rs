@@ -46,13 +46,22 @@ async fn a_run_gets_the_devices_it_asks_for_and_an_impossible_one_is_refused() -
     assert_eq!(rule, "resources: needs 6 devices on one worker, the largest has 4");
     let mut large = command(1, 1);
     large["resources"]["memory_gb"] = json!(40);
-    assert_eq!(refused(&server, &large).await?, "resources: needs 1 device of 40 GB on one worker, the largest has 0");
+    assert_eq!(
+        refused(&server, &large).await?,
+        "resources: needs 1 device of 40 GB on one worker, the largest has 0"
+    );
     let mut trained = spec();
     trained["resources"] = json!({"gpus": 2});
-    assert_eq!(refused(&server, &trained).await?, "resources.gpus: must be 1: a finetune run computes on one device");
+    assert_eq!(
+        refused(&server, &trained).await?,
+        "resources.gpus: must be 1: a finetune run computes on one device"
+    );
     let (first, second) = (server.submit(&command(3, 1)).await?, server.submit(&command(2, 1)).await?);
     let held = worker.lease(5000).await?.context("a lease")?;
-    assert_eq!((held.grant["run_id"].as_str(), devices(&held)), (Some(&*first), "cpu:0,cpu:1,cpu:2".to_owned()));
+    assert_eq!(
+        (held.grant["run_id"].as_str(), devices(&held)),
+        (Some(&*first), "cpu:0,cpu:1,cpu:2".to_owned())
+    );
     assert!(worker.lease_beside(&[&held], 300).await?.is_none(), "one device is left, two are asked for");
     assert_eq!(server.get(&format!("/runs/{second}")).await?["waiting"], "next, when a device frees");
     worker.finish(&held, "succeeded", "").await?;
@@ -188,7 +197,8 @@ async fn getting_further_forgets_what_happened_before() -> Result<()> {
     worker.finish(&held, "interrupted", "x").await?;
     let held = worker.lease(5000).await?.context("a lease")?;
     let sha256 = worker.upload(&held, b"state").await?;
-    let resume = json!({"event": "resume_state", "step": 5, "blob": {"sha256": sha256, "bytes": 5, "file": "r"}});
+    let resume =
+        json!({"event": "resume_state", "step": 5, "blob": {"sha256": sha256, "bytes": 5, "file": "r"}});
     assert_eq!(worker.ship(&held, 1, &[resume]).await?.0, StatusCode::OK);
     let database = server.database().await?;
     let setbacks: i32 = sqlx::query_scalar("select setbacks from run").fetch_one(&database).await?;
@@ -218,14 +228,19 @@ async fn a_run_waits_for_those_it_needs_and_gets_what_they_made() -> Result<()> 
         .bind(&sha256)
         .execute(&database)
         .await?;
-    sqlx::query("update run set checkpoint = $1, state = 'succeeded', finished_at = now() where id = $2::uuid")
-        .bind(&sha256)
-        .bind(&first)
-        .execute(&database)
-        .await?;
+    sqlx::query(
+        "update run set checkpoint = $1, state = 'succeeded', finished_at = now() where id = $2::uuid",
+    )
+    .bind(&sha256)
+    .bind(&first)
+    .execute(&database)
+    .await?;
     sqlx::query("delete from lease").execute(&database).await?;
     let next = worker.lease(5000).await?.context("the second")?;
-    assert_eq!((&next.grant["run_id"], &next.grant["spec"]["weights"]["theta1"]["blob"]), (&json!(second), &json!(sha256)));
+    assert_eq!(
+        (&next.grant["run_id"], &next.grant["spec"]["weights"]["theta1"]["blob"]),
+        (&json!(second), &json!(sha256))
+    );
     let run = server.get(&format!("/runs/{second}")).await?;
     assert_eq!(run["after"][0]["id"], first);
     Ok(())
@@ -310,13 +325,17 @@ async fn a_drained_worker_hands_its_work_over() -> Result<()> {
     let order_to = |id: uuid::Uuid, body: Value| {
         server.user(Method::POST, &format!("/workers/{id}/drain")).map(|request| request.json(&body))
     };
-    assert_eq!(order_to(holder.id, json!({"drain": true, "hand_over": true}))?.send().await?.status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        order_to(holder.id, json!({"drain": true, "hand_over": true}))?.send().await?.status(),
+        StatusCode::NO_CONTENT
+    );
     assert_eq!(order(holder, &held).await?["order"], "yield");
     holder.finish(&held, "yielded", "").await?;
     assert!(holder.lease(300).await?.is_none(), "it is out of service");
     assert_eq!(free.lease(5000).await?.context("elsewhere")?.grant["run_id"], run);
     let workers = server.get("/workers").await?;
-    let states: Vec<&str> = workers.as_array().context("workers")?.iter().filter_map(|w| w["state"].as_str()).collect();
+    let states: Vec<&str> =
+        workers.as_array().context("workers")?.iter().filter_map(|w| w["state"].as_str()).collect();
     assert_eq!(states, ["draining", "ready"]);
     order_to(holder.id, json!({"drain": false}))?.send().await?;
     server.submit(&spec()).await?;
@@ -333,7 +352,9 @@ async fn a_run_past_its_limit_fails() -> Result<()> {
     let run = server.submit(&limited).await?;
     let held = worker.lease(5000).await?.context("a lease")?;
     let database = server.database().await?;
-    sqlx::query("update attempt set assigned_at = assigned_at - interval '3 minutes'").execute(&database).await?;
+    sqlx::query("update attempt set assigned_at = assigned_at - interval '3 minutes'")
+        .execute(&database)
+        .await?;
     let failed = server.wait_for_run(&run, &["failed"], 10).await?;
     assert_eq!(failed["reason"], "it took longer than the 3 minutes of resources.minutes");
     assert_eq!(worker.finish(&held, "succeeded", "").await?, StatusCode::CONFLICT);

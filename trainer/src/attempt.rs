@@ -321,7 +321,9 @@ impl<'a> Attempt<'a> {
             WeightSource::Blob(sha256) => self.checked(self.folder.join(BLOBS).join(sha256), sha256),
             WeightSource::Fresh(_) | WeightSource::Soup(_) => bail!("{source:?} has no file"),
             WeightSource::Run(run) => {
-                bail!("the checkpoint of run {run} is known to the server alone: submit the spec there, or name a blob")
+                bail!(
+                    "the checkpoint of run {run} is known to the server alone: submit the spec there, or name a blob"
+                )
             }
             WeightSource::File(path) => {
                 bail!("weights are named by asset or blob here, not by the path {path}")

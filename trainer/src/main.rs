@@ -174,7 +174,9 @@ impl WorkArgs {
         let cache_bytes = self.cache.bytes();
         let idle = self.idle_seconds.map(Duration::from_secs);
         let grace = Duration::from_secs(self.grace_seconds);
-        let WorkArgs { server, token_file, state, data, name, devices, labels, allow_commands, address, .. } = self;
+        let WorkArgs {
+            server, token_file, state, data, name, devices, labels, allow_commands, address, ..
+        } = self;
         let (data, threads) = (data.data, self.threads);
         Work {
             server,

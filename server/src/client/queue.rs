@@ -120,13 +120,18 @@ pub async fn workers(connection: &super::Connection, command: WorkersCommand) ->
             }
             return Ok(());
         }
-        WorkersCommand::Drain { worker, hand_over } => (worker, json!({"drain": true, "hand_over": hand_over})),
+        WorkersCommand::Drain { worker, hand_over } => {
+            (worker, json!({"drain": true, "hand_over": hand_over}))
+        }
         WorkersCommand::Work { worker } => (worker, json!({"drain": false})),
     };
     let found: Vec<&Value> =
         list.iter().filter(|worker| worker["id"] == **named || worker["name"] == **named).collect();
     let [worker] = found[..] else {
-        anyhow::bail!("{} workers are called `{named}`: give an id out of `causeway workers list`", found.len());
+        anyhow::bail!(
+            "{} workers are called `{named}`: give an id out of `causeway workers list`",
+            found.len()
+        );
     };
     let path = format!("/workers/{}/drain", text(&worker["id"]));
     server.send(server.request(Method::POST, &path).json(&body)).await?;
@@ -166,7 +171,10 @@ pub async fn projects(connection: &super::Connection, command: ProjectsCommand) 
         server.send(server.request(Method::PUT, &format!("/projects/{name}")).json(&body)).await?;
     }
     let limit = |value: &Value| value.as_i64().map_or("–".to_owned(), |most| most.to_string());
-    println!("{:<20} {:>7} {:>8} {:>9} {:>8} {:>7} {:>13}", "project", "weight", "devices", "at most", "a user", "queued", "device-hours");
+    println!(
+        "{:<20} {:>7} {:>8} {:>9} {:>8} {:>7} {:>13}",
+        "project", "weight", "devices", "at most", "a user", "queued", "device-hours"
+    );
     for project in server.get("/projects").await?.as_array().into_iter().flatten() {
         println!(
             "{:<20} {:>7} {:>8} {:>9} {:>8} {:>7} {:>13.1}",

@@ -15,8 +15,8 @@ use super::{
     values::ValuesView,
 };
 use crate::{
-    auth::Identity,
     App, Result, analysis,
+    auth::Identity,
     checkpoints::get_checkpoint,
     curves::{CurveFilter, curves},
     figures::{FigureOptions, View},
@@ -387,7 +387,9 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         detail.push(format!("resumed at step {}", attempt.resumed_step));
     }
     detail.extend(attempt.visible_through.map(|step| format!("values beyond step {step} were done again")));
-    detail.extend(attempt.cause.as_deref().filter(|cause| *cause != "bug").map(|_| "spends no attempt".to_owned()));
+    detail.extend(
+        attempt.cause.as_deref().filter(|cause| *cause != "bug").map(|_| "spends no attempt".to_owned()),
+    );
     detail.extend(attempt.exit_code.map(|code| format!("exit code {code}")));
     detail.extend(attempt.signal.map(|signal| format!("ended by signal {}", signal_name(signal))));
     AttemptView {
@@ -395,7 +397,12 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         state: format::state(&attempt.state),
         place: match attempt.members.as_ref().and_then(|members| members.as_array()).map_or(1, Vec::len) {
             1 => format!("{} · {}", attempt.worker, attempt.device),
-            workers => format!("{} · {} and {} more", attempt.worker, attempt.device, format::plural(workers as i64 - 1, "worker")),
+            workers => format!(
+                "{} · {} and {} more",
+                attempt.worker,
+                attempt.device,
+                format::plural(workers as i64 - 1, "worker")
+            ),
         },
         time: format!("{}, {}", format::at(begin), format::took(end - begin)),
         detail: detail.join(" · "),

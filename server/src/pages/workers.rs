@@ -89,18 +89,20 @@ fn card(worker: Worker, progress: &HashMap<Uuid, RunProgress>) -> Card {
         .map(|device| Device {
             name: device.name.clone(),
             what: what(device),
-            lease: worker.leases.iter().find(|lease| lease.devices.contains(&device.name)).map(|lease| Held {
-                run: lease.run.clone(),
-                run_id: lease.run_id.to_string(),
-                attempt: lease.attempt,
-                progress: progress
-                    .get(&lease.run_id)
-                    .map(|p| format!("{} {} %", p.phase, percent(p)))
-                    .unwrap_or_default(),
-                expires: match lease.expires_at - OffsetDateTime::now_utc() {
-                    rest if rest.is_positive() => format!("lease ends in {}", format::span(rest)),
-                    _ => "lease has run out".to_owned(),
-                },
+            lease: worker.leases.iter().find(|lease| lease.devices.contains(&device.name)).map(|lease| {
+                Held {
+                    run: lease.run.clone(),
+                    run_id: lease.run_id.to_string(),
+                    attempt: lease.attempt,
+                    progress: progress
+                        .get(&lease.run_id)
+                        .map(|p| format!("{} {} %", p.phase, percent(p)))
+                        .unwrap_or_default(),
+                    expires: match lease.expires_at - OffsetDateTime::now_utc() {
+                        rest if rest.is_positive() => format!("lease ends in {}", format::span(rest)),
+                        _ => "lease has run out".to_owned(),
+                    },
+                }
             }),
         })
         .collect();

@@ -179,12 +179,10 @@ pub async fn resume(app: &App, id: Uuid) -> Result<()> {
     match lock(&mut tx, id).await? {
         RunState::Paused => change_state(&mut tx, id, RunState::Queued, "").await?,
         RunState::Running => {
-            let touched = sqlx::query!(
-                "update run set yield_for = 'drain' where id = $1 and yield_for = 'pause'",
-                id
-            )
-            .execute(&mut *tx)
-            .await?;
+            let touched =
+                sqlx::query!("update run set yield_for = 'drain' where id = $1 and yield_for = 'pause'", id)
+                    .execute(&mut *tx)
+                    .await?;
             if touched.rows_affected() == 0 {
                 return Err(Error::Conflict("the run is not paused".into()));
             }
@@ -221,7 +219,11 @@ pub async fn to_front(app: &App, id: Uuid) -> Result<()> {
             .execute(&mut *tx)
             .await?;
         }
-        state => return Err(Error::Conflict(format!("only a waiting run has a place in the queue; it is {state}"))),
+        state => {
+            return Err(Error::Conflict(format!(
+                "only a waiting run has a place in the queue; it is {state}"
+            )));
+        }
     }
     tx.commit().await?;
     app.wake.ring();
@@ -258,7 +260,8 @@ pub async fn clone_run(
 /// # Errors
 /// 404 for an unknown run, 422 where the changed spec breaks a rule, 409 for a part of another run.
 pub async fn submit_again(app: &App, token: Uuid, id: Uuid, changes: &serde_json::Value) -> Result<Uuid> {
-    let row = sqlx::query!("select spec, part_of from run where id = $1", id).fetch_optional(&app.pool).await?;
+    let row =
+        sqlx::query!("select spec, part_of from run where id = $1", id).fetch_optional(&app.pool).await?;
     let row = found(row, || format!("no run {id}"))?;
     if row.part_of.is_some() {
         return Err(Error::Conflict("this run is a part of another: do that one again".into()));

@@ -198,9 +198,10 @@ pub async fn end(conn: &mut PgConnection, run: Uuid) -> Result<()> {
     sqlx::query!("update run set cancel_requested = true where part_of = $1 and state = 'running'", run)
         .execute(&mut *conn)
         .await?;
-    let queued = sqlx::query_scalar!("select id from run where part_of = $1 and state in ('queued', 'paused')", run)
-        .fetch_all(&mut *conn)
-        .await?;
+    let queued =
+        sqlx::query_scalar!("select id from run where part_of = $1 and state in ('queued', 'paused')", run)
+            .fetch_all(&mut *conn)
+            .await?;
     for part in queued {
         Box::pin(runs::change_state(conn, part, RunState::Cancelled, "the whole has ended")).await?;
     }

@@ -2,7 +2,8 @@
 
 use super::{Run, get_run, parts};
 use crate::{
-    ApiJson, App, Error, Result, auth::Identity, estimate, estimate::Estimate, experiments, projects, scheduler,
+    ApiJson, App, Error, Result, auth::Identity, estimate, estimate::Estimate, experiments, projects,
+    scheduler,
 };
 use axum::{
     Extension, Json,
@@ -171,14 +172,21 @@ struct NeededRun {
 /// The runs that a spec waits for, as they are.
 async fn needed_runs(conn: &mut PgConnection, spec: &Spec) -> Result<Vec<NeededRun>> {
     let ids = spec.waits_for();
-    let found =
-        sqlx::query_as!(NeededRun, "select id, kind, state, variant from run where id = any($1) order by id", &ids)
-            .fetch_all(conn)
-            .await?;
+    let found = sqlx::query_as!(
+        NeededRun,
+        "select id, kind, state, variant from run where id = any($1) order by id",
+        &ids
+    )
+    .fetch_all(conn)
+    .await?;
     let mut problems = Vec::new();
     for id in &ids {
-        let ends = [("weights.theta0.run", Some(&spec.weights.theta0)), ("weights.theta1.run", spec.weights.theta1.as_ref())];
-        let as_weights = ends.iter().find(|(_, source)| *source == Some(&WeightSource::Run(*id))).map(|(field, _)| *field);
+        let ends = [
+            ("weights.theta0.run", Some(&spec.weights.theta0)),
+            ("weights.theta1.run", spec.weights.theta1.as_ref()),
+        ];
+        let as_weights =
+            ends.iter().find(|(_, source)| *source == Some(&WeightSource::Run(*id))).map(|(field, _)| *field);
         let field = as_weights.unwrap_or("after").to_owned();
         let rule = match found.iter().find(|run| run.id == *id) {
             None => format!("names no run that there is: {id}"),

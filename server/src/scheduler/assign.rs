@@ -34,7 +34,8 @@ pub async fn start(
     .fetch_one(&mut *conn)
     .await?;
     let members = (start.members.len() > 1).then(|| {
-        let member = |member: &super::fit::Member| json!({"worker": member.worker, "devices": member.devices});
+        let member =
+            |member: &super::fit::Member| json!({"worker": member.worker, "devices": member.devices});
         serde_json::Value::from(start.members.iter().map(member).collect::<Vec<_>>())
     });
     let attempt = Uuid::now_v7();

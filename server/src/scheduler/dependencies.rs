@@ -34,8 +34,9 @@ async fn resolve(conn: &mut PgConnection, run: Uuid) -> Result<()> {
     let mut changed = false;
     for source in [Some(&mut spec.weights.theta0), spec.weights.theta1.as_mut()].into_iter().flatten() {
         let WeightSource::Run(maker) = source else { continue };
-        let checkpoint =
-            sqlx::query_scalar!("select checkpoint from run where id = $1", *maker).fetch_one(&mut *conn).await?;
+        let checkpoint = sqlx::query_scalar!("select checkpoint from run where id = $1", *maker)
+            .fetch_one(&mut *conn)
+            .await?;
         // A run that made none, an evaluation, is refused at submission.
         let Some(checkpoint) = checkpoint else { continue };
         *source = WeightSource::Blob(checkpoint);
@@ -45,7 +46,9 @@ async fn resolve(conn: &mut PgConnection, run: Uuid) -> Result<()> {
         let document = serde_json::to_value(&spec).map_err(anyhow::Error::from)?;
         sqlx::query!("update run set spec = $2 where id = $1", run, document).execute(&mut *conn).await?;
     }
-    sqlx::query!("update run_dependency set resolved = true where run_id = $1", run).execute(&mut *conn).await?;
+    sqlx::query!("update run_dependency set resolved = true where run_id = $1", run)
+        .execute(&mut *conn)
+        .await?;
     if spec.kind == Kind::Evaluate {
         parts::spread(conn, run, None).await?;
     }

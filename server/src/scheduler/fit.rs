@@ -80,7 +80,10 @@ pub fn lack(cluster: &Cluster, waiting: &Waiting) -> Option<String> {
         .collect();
     if labelled.is_empty() {
         return Some(match waiting.labels.iter().any(|label| label == COMMANDS_LABEL) {
-            true => format!("no ready worker has the labels {}; a worker started with --allow-commands has `{COMMANDS_LABEL}`", waiting.labels.join(", ")),
+            true => format!(
+                "no ready worker has the labels {}; a worker started with --allow-commands has `{COMMANDS_LABEL}`",
+                waiting.labels.join(", ")
+            ),
             false => format!("no ready worker has the labels {}", waiting.labels.join(", ")),
         });
     }

@@ -219,7 +219,8 @@ pub fn plan(cluster: &mut Cluster, queue: &[Waiting]) -> Plan {
                         Why::Starting
                     }
                     None => {
-                        let lack = lacks.entry(waiting.wants()).or_insert_with(|| fit::lack(cluster, waiting));
+                        let lack =
+                            lacks.entry(waiting.wants()).or_insert_with(|| fit::lack(cluster, waiting));
                         match lack {
                             Some(lack) => Why::Impossible(lack.clone()),
                             None => {

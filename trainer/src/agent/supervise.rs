@@ -275,9 +275,10 @@ impl Supervisor {
             (Ok(None), Some(Signal::Stop)) => (Outcome::Cancelled, "stopped on request".to_owned()),
             // Outside the training loop everything is on disk at any moment, and the signal ends the process.
             (Ok(None), Some(Signal::Yield(_))) => (Outcome::Yielded, "gave way".to_owned()),
-            (Ok(None), Some(_)) if exit.signal == Some(libc::SIGKILL) => {
-                (Outcome::Interrupted, "the worker shut down before the attempt could keep its state".to_owned())
-            }
+            (Ok(None), Some(_)) if exit.signal == Some(libc::SIGKILL) => (
+                Outcome::Interrupted,
+                "the worker shut down before the attempt could keep its state".to_owned(),
+            ),
             (Ok(None), Some(_)) => (Outcome::Yielded, "the worker shut down".to_owned()),
             (Ok(None), None) if exit.code == Some(EXIT_DISK_FULL) => {
                 (Outcome::Failed, "the worker's disk is full; make room and submit the run again".to_owned())

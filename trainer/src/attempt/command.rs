@@ -93,7 +93,8 @@ fn start(folder: &Path, assignment: &Assignment) -> Result<Child> {
     let asked = lease.spec.command.as_ref().context("`command` is missing")?;
     let library = Library::find(&assignment.data);
     let folders = asked.assets.iter().map(|name| {
-        let asset = library.assets.get(name).with_context(|| format!("there is no asset `{name}` on this worker"))?;
+        let asset =
+            library.assets.get(name).with_context(|| format!("there is no asset `{name}` on this worker"))?;
         Ok((name.as_str(), asset.folder.clone()))
     });
     let assets = folders.collect::<Result<Vec<_>>>()?;
@@ -247,7 +248,8 @@ impl Reports<'_> {
         let bytes = fs::copy(&source, &temporary).with_context(|| format!("copying the file `{path}`"))?;
         let sha256 = file_sha256(&temporary)?;
         let file = PathBuf::from(KEPT).join(&sha256);
-        fs::rename(&temporary, self.folder.join(&file)).with_context(|| format!("keeping the file `{path}`"))?;
+        fs::rename(&temporary, self.folder.join(&file))
+            .with_context(|| format!("keeping the file `{path}`"))?;
         Ok(BlobRef { sha256, bytes, file: file.to_string_lossy().into_owned() })
     }
 }

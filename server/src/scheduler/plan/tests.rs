@@ -85,10 +85,7 @@ fn whys(cluster: &mut Cluster, queue: &[Waiting]) -> Vec<String> {
 #[test]
 fn priority_goes_first_then_the_place_in_the_queue() {
     let urgent = Waiting { priority: 5, ..waiting('c', 1) };
-    assert_eq!(
-        decide(&mut cluster(&[2]), &[waiting('b', 1), waiting('a', 1), urgent]),
-        "c→0.0 a→0.1"
-    );
+    assert_eq!(decide(&mut cluster(&[2]), &[waiting('b', 1), waiting('a', 1), urgent]), "c→0.0 a→0.1");
 }
 
 #[test]
@@ -183,7 +180,10 @@ fn the_newest_of_the_lowest_priority_yields_and_no_more_than_needed() {
     busy(&mut full, 'z', &["0.2"], 0, 20.0, None);
     let urgent = |devices| Waiting { priority: 5, ..waiting('a', devices) };
     assert_eq!(decide(&mut full.clone(), &[urgent(1)]), "z⇢a");
-    assert_eq!(decide(&mut full.clone(), &[urgent(2)]), "y⇢a z⇢a".split(' ').rev().collect::<Vec<_>>().join(" "));
+    assert_eq!(
+        decide(&mut full.clone(), &[urgent(2)]),
+        "y⇢a z⇢a".split(' ').rev().collect::<Vec<_>>().join(" ")
+    );
     assert_eq!(decide(&mut full.clone(), &[waiting('a', 1)]), "", "equals do not yield");
     let once = Waiting { priority: 1, ..waiting('a', 3) };
     assert_eq!(decide(&mut full, &[once]), "", "nobody yields where it would not help");
@@ -246,7 +246,10 @@ fn why_a_run_waits_is_said_in_full() {
         ]
     );
     small.hosts.iter_mut().for_each(|host| host.accepting = false);
-    assert_eq!(whys(&mut small, &queue[..1]), ["a: no worker is ready: start one with `causeway-trainer work`"]);
+    assert_eq!(
+        whys(&mut small, &queue[..1]),
+        ["a: no worker is ready: start one with `causeway-trainer work`"]
+    );
 }
 
 #[test]

@@ -342,10 +342,10 @@ async fn pages(server: &Server, database: &sqlx::PgPool, run: &str) -> Result<()
     let experiment = experiment.as_str().context("experiment")?;
     sqlx::query(
         "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority,
-                          max_attempts, started_at, finished_at, backbone)
+                          max_attempts, started_at, finished_at, backbone, project_id)
          select gen_random_uuid(), experiment_id, 'copy-' || i, kind, method, i, spec, variant,
                 (array['succeeded', 'failed', 'cancelled'])[1 + i % 3], phase, priority, max_attempts,
-                now() - i * interval '1 minute', now() - i * interval '50 seconds', null
+                now() - i * interval '1 minute', now() - i * interval '50 seconds', null, project_id
          from run, generate_series(1, $2) i where run.id = $1::uuid",
     )
     .bind(run)

@@ -367,9 +367,9 @@ async fn an_experiment_of_many_runs_is_shown_a_page_at_a_time() -> Result<()> {
     let run = server.get(&format!("/runs/{id}")).await?;
     let experiment = run["experiment_id"].as_str().context("experiment")?;
     sqlx::query(
-        "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority, max_attempts)
+        "insert into run (id, experiment_id, name, kind, method, seed, spec, variant, state, phase, priority, max_attempts, project_id)
          select gen_random_uuid(), experiment_id, 'copy-' || i, kind, method, i, spec, variant, 'cancelled', phase,
-                priority, max_attempts from run, generate_series(1, 249) i",
+                priority, max_attempts, project_id from run, generate_series(1, 249) i",
     )
     .execute(&server.database().await?)
     .await?;

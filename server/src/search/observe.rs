@@ -159,14 +159,14 @@ async fn metric_values(
            join series s on s.run_id = w.run_id and s.name = $5
            cross join lateral (
              select min(v.step) as step from value v join attempt a on a.run_id = s.run_id and a.number = v.attempt
-             where v.series_id = s.id and v.step >= w.step and v.step <= coalesce(a.visible_through, v.step) and v.n >= 0
+             where v.series_id = s.id and v.step >= w.step and v.step <= coalesce(a.visible_through, v.step) and v.rollback = 0
            ) reached
            cross join lateral (
              select case $6
                when 'last' then
                  (select v.value from value v join attempt a on a.run_id = s.run_id and a.number = v.attempt
                   where v.series_id = s.id and v.step <= coalesce(reached.step, v.step)
-                    and v.step <= coalesce(a.visible_through, v.step) and v.n >= 0
+                    and v.step <= coalesce(a.visible_through, v.step) and v.rollback = 0
                   order by v.step desc, v.attempt desc, v.n desc limit 1)
                else
                  (select case when count(*) > 0 then coalesce(case $6
@@ -174,7 +174,7 @@ async fn metric_values(
                      else max(v.value) filter (where v.value <> 'NaN') end, 'NaN') end
                   from value v join attempt a on a.run_id = s.run_id and a.number = v.attempt
                   where v.series_id = s.id and v.step <= coalesce(reached.step, v.step)
-                    and v.step <= coalesce(a.visible_through, v.step) and v.n >= 0)
+                    and v.step <= coalesce(a.visible_through, v.step) and v.rollback = 0)
              end as value
            ) f
            where (reached.step is not null or w.ended) and f.value is not null"#,

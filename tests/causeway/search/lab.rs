@@ -39,7 +39,7 @@ impl Lab {
         let pool = server.database().await?;
         let worker = Uuid::now_v7();
         sqlx::query(
-            "insert into worker (id, name, host, version, devices, assets) values ($1, 'w', 'h', '0', '{}', '[]')",
+            "insert into worker (id, name, host, version, assets) values ($1, 'w', 'h', '0', '[]')",
         )
         .bind(worker)
         .execute(&pool)
@@ -109,8 +109,9 @@ impl Lab {
             .await?;
         for (step, value) in values {
             sqlx::query(
-                "insert into value (series_id, attempt, step, value)
-                 select id, 1, $2, $3 from series where run_id = $1 and name = 'loss'",
+                "insert into chunk (series_id, attempt, first_step, last_step, first, last, first_n, last_n, count,
+                                    non_finite, stride, numbers)
+                 select id, 1, $2, $2, $3, $3, 0, 0, 1, 0, 1, array[$3] from series where run_id = $1 and name = 'loss'",
             )
             .bind(run)
             .bind(step)

@@ -26,6 +26,9 @@ fn every_spec_file_can_be_planned() {
                 continue;
             }
             let spec = spec_file::parse(&file, document).unwrap();
+            if spec.command.is_some() {
+                continue; // of a command its program knows the work
+            }
             let data = stand_ins(&spec);
             let plan = Plan { spec: file.clone(), data: vec![data.path().to_owned()], variant, seed: None };
             let text = plan.text().unwrap_or_else(|error| panic!("{}: {error:#}", file.display()));

@@ -20,7 +20,7 @@ async fn a_command_reports_its_values_and_its_file_is_kept() -> Result<()> {
     })
     .await?;
     drop(plain);
-    let _trainer = Trainer::start(&server, &["--allow-commands"])?;
+    let _trainer = Trainer::with_commands(&server)?;
     let run = server.wait_for_run(&id, &["succeeded"], 60).await?;
     let loss = server.get(&format!("/runs/{id}/metrics?names=loss")).await?;
     assert_eq!(loss[0]["steps"], json!((1..=10).collect::<Vec<u64>>()));
@@ -34,7 +34,7 @@ async fn a_command_reports_its_values_and_its_file_is_kept() -> Result<()> {
 #[tokio::test]
 async fn a_command_that_is_paused_goes_on_from_the_file_it_left() -> Result<()> {
     let server = Server::start().await?;
-    let _trainer = Trainer::start(&server, &["--allow-commands"])?;
+    let _trainer = Trainer::with_commands(&server)?;
     let script = r#"
         if [ -n "$CAUSEWAY_RESUME" ]; then test "$(cat "$CAUSEWAY_RESUME")" = half && exit 0; exit 9; fi
         echo half > state

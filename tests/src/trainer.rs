@@ -21,6 +21,7 @@ pub struct Trainer {
     token_file: PathBuf,
     state: PathBuf,
     data: Vec<PathBuf>,
+    options: &\'static [&\'static str],
     log: PathBuf,
 }
 
@@ -33,11 +34,28 @@ impl Trainer {
         Trainer::start_as("test", server, more)
     }
 
+    /// Starts an agent that also runs commands.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn with_commands(server: &Server) -> Result<Trainer> {
+        Trainer::launch("commands", server, &[], &["--allow-commands"])
+    }
+
     /// The same under a name; each name has a state folder of its own.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start_as(name: &str, server: &Server, more: &[&Path]) -> Result<Trainer> {
+        Trainer::launch(name, server, more, &[])
+    }
+
+    fn launch(
+        name: &str,
+        server: &Server,
+        more: &[&Path],
+        options: &'static [&'static str],
+    ) -> Result<Trainer> {
         let mut data = vec![demo_data()];
         data.extend(more.iter().map(|path| path.to_path_buf()));
         let mut trainer = Trainer {
@@ -47,6 +65,7 @@ impl Trainer {
             token_file: server.state().join("worker.token"),
             state: server.folder().join(format!("worker-{name}")),
             data,
+            options,
             log: server.folder().join(format!("trainer-{name}.log")),
         };
         trainer.restart()?;
@@ -60,7 +79,9 @@ impl Trainer {
     pub fn restart(&mut self) -> Result<()> {
         let mut command = Command::new(binary("causeway-trainer"));
         command
-            .args(["work", "--server", &self.server_url, "--name", &self.name, "--token-file"])
+            .args(["work", "--server", &self.server_url, "--name", &self.name])
+            .args(self.options)
+            .arg("--token-file")
             .arg(&self.token_file)
             .arg("--state")
             .arg(&self.state)

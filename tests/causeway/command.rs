@@ -45,7 +45,8 @@ async fn a_command_that_is_paused_goes_on_from_the_file_it_left() -> Result<()> 
         .await?;
     let database = server.database().await?;
     wait_for("its state", 60, || async {
-        let states: i64 = sqlx::query_scalar("select count(*) from resume_state").fetch_one(&database).await?;
+        let states: i64 =
+            sqlx::query_scalar("select count(*) from resume_state").fetch_one(&database).await?;
         Ok((states > 0).then_some(()))
     })
     .await?;

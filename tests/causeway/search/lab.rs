@@ -38,12 +38,10 @@ impl Lab {
         server.kill()?;
         let pool = server.database().await?;
         let worker = Uuid::now_v7();
-        sqlx::query(
-            "insert into worker (id, name, host, version, assets) values ($1, 'w', 'h', '0', '[]')",
-        )
-        .bind(worker)
-        .execute(&pool)
-        .await?;
+        sqlx::query("insert into worker (id, name, host, version, assets) values ($1, 'w', 'h', '0', '[]')")
+            .bind(worker)
+            .execute(&pool)
+            .await?;
         Ok(Lab { server, pool, worker })
     }
 

@@ -21,7 +21,7 @@ pub struct Trainer {
     token_file: PathBuf,
     state: PathBuf,
     data: Vec<PathBuf>,
-    options: &\'static [&\'static str],
+    options: &'static [&'static str],
     log: PathBuf,
 }
 

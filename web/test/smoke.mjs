@@ -202,6 +202,7 @@ async function figureComesAlive(pages) {
   await page.keyboard.press("Home");
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("Enter");
+  await page.waitForURL(/[?&]a=/, { timeout: 5000 }).catch(() => {}); // the check below says what is there instead
   check("the keyboard keeps an α in the address", new URL(page.url()).searchParams.has("a") ? null : page.url());
   await page.locator("#numbers summary").click();
   check("the numbers are there", (await page.locator("#numbers td").filter({ visible: true }).count()) > 0 ? null : "no cells");

@@ -283,20 +283,21 @@ fn keep(cluster: &Cluster, waiting: &Waiting, taken: &HashSet<(usize, usize)>) -
             (running.run, if running.yielding { cluster.now } else { running.ends.unwrap_or(f64::INFINITY) })
         })
         .collect();
-    let mut hosts: Vec<(f64, usize, usize, Vec<(usize, usize)>)> = Vec::new();
+    let mut hosts: Vec<Candidate> = Vec::new();
     for (at, host) in cluster.hosts.iter().enumerate() {
         if !fit::eligible(host, waiting) {
             continue;
         }
+        let suits =
+            |(device, it): &(usize, &Device)| it.memory >= waiting.memory && !taken.contains(&(at, *device));
         let mut places: Vec<(f64, usize)> = host
             .devices
             .iter()
             .enumerate()
-            .filter(|(device, it)| it.memory >= waiting.memory && !taken.contains(&(at, *device)))
+            .filter(suits)
             .map(|(device, it)| {
-                let free_at =
-                    it.held_by.map_or(cluster.now, |run| ends.get(&run).copied().unwrap_or(f64::INFINITY));
-                (free_at, device)
+                let ends = |run| ends.get(&run).copied().unwrap_or(f64::INFINITY);
+                (it.held_by.map_or(cluster.now, ends), device)
             })
             .collect();
         if places.len() < waiting.devices {
@@ -304,17 +305,27 @@ fn keep(cluster: &Cluster, waiting: &Waiting, taken: &HashSet<(usize, usize)>) -
         }
         places.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         places.truncate(waiting.devices);
-        let begins = places.last().map_or(cluster.now, |place| place.0);
-        let busy = places.iter().filter(|place| place.0 > cluster.now).count();
-        hosts.push((begins, busy, at, places.into_iter().map(|(_, device)| (at, device)).collect()));
+        hosts.push(Candidate {
+            begins: places.last().map_or(cluster.now, |place| place.0),
+            busy: places.iter().filter(|place| place.0 > cluster.now).count(),
+            places: places.into_iter().map(|(_, device)| (at, device)).collect(),
+        });
     }
-    hosts.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+    // Stable: of equal ones the first worker.
+    hosts.sort_by(|a, b| a.begins.total_cmp(&b.begins).then(a.busy.cmp(&b.busy)));
     if hosts.len() < waiting.nodes {
         return None; // its places are kept for others; it waits behind them
     }
     hosts.truncate(waiting.nodes);
-    let until = hosts.iter().map(|host| host.0).fold(cluster.now, f64::max);
-    Some(Kept { devices: hosts.into_iter().flat_map(|host| host.3).collect(), until })
+    let until = hosts.iter().map(|host| host.begins).fold(cluster.now, f64::max);
+    Some(Kept { devices: hosts.into_iter().flat_map(|host| host.places).collect(), until })
+}
+
+/// A worker that a blocked run could wait for: when all the places are free, and how many of them are not free yet.
+struct Candidate {
+    begins: f64,
+    busy: usize,
+    places: Vec<(usize, usize)>,
 }
 
 fn take(cluster: &mut Cluster, waiting: &Waiting, members: &[Member]) {

@@ -18,7 +18,7 @@ pub struct Resources {
     /// Memory that each device must have, GB (10⁹ bytes). A CPU slot has the host's share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_gb: Option<f64>,
-    /// Labels that the workers must have, as given to `causeway-trainer work --label`.
+    /// Labels that the workers must have, as given to `causeway-trainer work --labels`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// Workers at once, all or none.

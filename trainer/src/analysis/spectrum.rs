@@ -10,7 +10,6 @@
 use super::power_law::{self, PowerLaw};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, SpectrumValues, Tail, TailStatus};
-use faer::{MatRef, Side};
 use std::sync::{Mutex, mpsc};
 use tch::{Kind, Tensor};
 
@@ -71,30 +70,13 @@ pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
 fn of_gram(slices: &Tensor) -> Result<Vec<f64>> {
     let (rows, columns) = (slices.size()[1], slices.size()[2]);
     let gram = if rows < columns { lower_gram(slices)? } else { lower_gram(&slices.transpose(1, 2))? };
-    let values = symmetric_eigenvalues(&gram).context("the eigenvalues of its Gram matrix")?;
-    let largest = values.iter().copied().fold(0.0, f64::max);
+    let values = gram.f_linalg_eigvalsh("L").context("the eigenvalues of its Gram matrix")?; // [slices, smaller]
+    let largest = values.max().double_value(&[]);
     let rounding = f64::EPSILON * rows.max(columns) as f64 * largest;
     if rounding > TRUSTED * THRESHOLD {
         return of_svd(slices);
     }
-    Ok(values)
-}
-
-/// The eigenvalues of symmetric matrices, of which the lower triangles are read. faer's take less than half the time of
-/// libtorch's, whose LAPACK has no fast path for every processor.
-///
-/// # Shapes
-/// [slices, side, side] → slices × side
-fn symmetric_eigenvalues(matrices: &Tensor) -> Result<Vec<f64>> {
-    let (slices, side) = (matrices.size()[0] as usize, matrices.size()[1] as usize);
-    let all = Vec::<f64>::try_from(matrices.contiguous().view(-1))?;
-    let mut values = Vec::with_capacity(slices * side);
-    for matrix in all.chunks_exact(side * side) {
-        let matrix = MatRef::from_row_major_slice(matrix, side, side);
-        let found = matrix.self_adjoint_eigenvalues(Side::Lower);
-        values.extend(found.map_err(|error| anyhow::anyhow!("they do not converge: {error:?}"))?);
-    }
-    Ok(values)
+    Ok(Vec::try_from(values.contiguous().view(-1))?)
 }
 
 /// XXᵀ, of which only the lower triangle is computed, and a little above it: the eigenvalues of a symmetric matrix need

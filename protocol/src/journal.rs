@@ -272,6 +272,17 @@ pub struct RunProgress {
 }
 
 impl RunProgress {
+    /// What a command says of itself, which may be more than it has to do.
+    pub fn of_command(done: u64, total: u64) -> RunProgress {
+        RunProgress {
+            phase: Phase::Train,
+            done: done.min(total),
+            total,
+            images_per_second: 0.0,
+            doing: "the command reports".to_owned(),
+        }
+    }
+
     /// Seconds until the phase's end at the present rate; none where nothing has been measured yet.
     pub fn seconds_left(&self, training: Option<&Training>) -> Option<f64> {
         let images = match (self.phase, training) {

@@ -13,12 +13,15 @@ mod journal;
 mod lease;
 mod method;
 mod number;
+mod objective;
 mod resources;
 mod retention;
 mod search;
 mod spec;
 mod state;
+mod training;
 mod validate;
+mod weights;
 
 pub use alpha::Alpha;
 pub use analysis::{
@@ -27,7 +30,7 @@ pub use analysis::{
     Tiles,
 };
 pub use best::{Change, KEEP_POINTS, best_change, goal_and_guard};
-pub use command::{COMMANDS_LABEL, Command, CommandLine};
+pub use command::{COMMANDS_LABEL, Command, CommandLine, Report, ReportLine, ReportToken};
 pub use describe::Description;
 pub use digest::{hex, selection_half, sha256_hex};
 pub use evaluation::{
@@ -46,14 +49,14 @@ pub use method::{
     Selection, Selective, TokenReplay,
 };
 pub use number::Number;
+pub use objective::{Captioning, Contrastive, Decoder, Objective, Reconstruction, View};
 pub use resources::{DEVICES_MAX, DeviceReport, Gang, NODES_MAX, Resources};
 pub use retention::{Ewc, FeatureDistillation, L2Sp, Lwf, Retention};
 pub use search::{
     Axis, Direction, Search, SearchObjective, SearchPoint, SeriesValue, Strategy, parse_search, point_words,
 };
-pub use spec::{
-    Architecture, Captioning, Captions, Contrastive, DEFAULT_PROJECT, Decoder, Divergence, Kind, Objective,
-    Reconstruction, Schedule, Soup, Spec, Training, View, WeightSource, Weights,
-};
+pub use spec::{Captions, DEFAULT_PROJECT, Kind, Spec};
 pub use state::{AttemptState, Phase, RunState, WorkerState};
+pub use training::{Divergence, Schedule, Training};
 pub use validate::{Problem, parse_spec};
+pub use weights::{Architecture, Soup, WeightSource, Weights};

@@ -1,7 +1,7 @@
 //! The binary `causeway`: the server, and the commands that talk to one.
 
 use causeway_server::{
-    client::{self, Connection},
+    client::{self, Connection, ProjectsCommand, WorkersCommand},
     launch::{self, LaunchArgs},
     serve::{ServeArgs, serve},
 };
@@ -37,9 +37,9 @@ enum Command {
     Clone(ClientArgs<client::CloneArgs>),
     /// What waits, in its order, and why
     Queue(ClientArgs<Nothing>),
-    /// Workers, and taking them out of service
+    /// List the workers, or take one out of service
     Workers(ClientArgs<Workers>),
-    /// Projects, their shares and limits
+    /// List the projects with their shares and limits, or change them
     Projects(ClientArgs<Projects>),
     /// Put checkpoints side by side
     Compare(ClientArgs<client::CompareArgs>),
@@ -90,13 +90,13 @@ struct Nothing {}
 #[derive(Args)]
 struct Workers {
     #[command(subcommand)]
-    command: client::WorkersCommand,
+    command: Option<WorkersCommand>,
 }
 
 #[derive(Args)]
 struct Projects {
     #[command(subcommand)]
-    command: client::ProjectsCommand,
+    command: Option<ProjectsCommand>,
 }
 
 #[tokio::main]
@@ -125,8 +125,12 @@ async fn main() -> std::process::ExitCode {
         Command::Front(args) => client::act(&args.connection, args.own, "front").await,
         Command::Clone(args) => client::clone(&args.connection, args.own).await,
         Command::Queue(args) => client::queue(&args.connection).await,
-        Command::Workers(args) => client::workers(&args.connection, args.own.command).await,
-        Command::Projects(args) => client::projects(&args.connection, args.own.command).await,
+        Command::Workers(args) => {
+            client::workers(&args.connection, args.own.command.unwrap_or(WorkersCommand::List)).await
+        }
+        Command::Projects(args) => {
+            client::projects(&args.connection, args.own.command.unwrap_or(ProjectsCommand::List)).await
+        }
         Command::Compare(args) => client::compare(&args.connection, args.own).await,
         Command::Launch(args) => launch::launch(args).await,
         Command::Export(args) => client::export(&args.connection, args.own).await,

@@ -40,6 +40,13 @@ pub struct Extreme {
     pub step: i64,
 }
 
+impl Extreme {
+    /// Of two columns of a row.
+    pub fn of(number: Option<f64>, step: Option<i64>) -> Option<Extreme> {
+        Some(Extreme { number: number?, step: step? })
+    }
+}
+
 /// What values come to.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Rollup {

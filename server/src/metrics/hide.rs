@@ -143,7 +143,6 @@ async fn rollup_through(
     .fetch(conn);
     let mut sum: Option<(Rollup, Stretch)> = None;
     while let Some(row) = rows.try_next().await? {
-        let extreme = |number: Option<f64>, step: Option<i64>| Some(Extreme { number: number?, step: step? });
         let rollup = Rollup {
             first_key: (row.first_step, row.first_n),
             last_key: (row.last_step, row.last_n),
@@ -151,8 +150,8 @@ async fn rollup_through(
             last: row.last,
             count: row.count.into(),
             non_finite: row.non_finite.into(),
-            min: extreme(row.min, row.min_step),
-            max: extreme(row.max, row.max_step),
+            min: Extreme::of(row.min, row.min_step),
+            max: Extreme::of(row.max, row.max_step),
         };
         let last = Stretch { from: rollup.first_key, count: usize::try_from(row.count).unwrap_or(0) };
         sum = Some((sum.map_or(rollup, |(before, _)| before.and(rollup)), last));

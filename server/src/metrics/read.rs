@@ -114,7 +114,6 @@ async fn heads(pool: &PgPool, ids: &[i64], span: Span) -> Result<Vec<Head>> {
         )));
     }
     let heads = rows.into_iter().map(|row| {
-        let extreme = |number: Option<f64>, step: Option<i64>| Some(Extreme { number: number?, step: step? });
         let first_key = (row.first_step, row.first_n);
         Head {
             place: Place { series: row.series_id, attempt: row.attempt, first: first_key },
@@ -125,8 +124,8 @@ async fn heads(pool: &PgPool, ids: &[i64], span: Span) -> Result<Vec<Head>> {
                 last: row.last,
                 count: row.count.into(),
                 non_finite: row.non_finite.into(),
-                min: extreme(row.min, row.min_step),
-                max: extreme(row.max, row.max_step),
+                min: Extreme::of(row.min, row.min_step),
+                max: Extreme::of(row.max, row.max_step),
             },
             through: row.through,
         }

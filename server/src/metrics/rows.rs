@@ -49,8 +49,8 @@ pub async fn shares<T>(
                 last: row.last?,
                 count: row.count?,
                 non_finite: row.non_finite?,
-                min: extreme(row.min, row.min_step),
-                max: extreme(row.max, row.max_step),
+                min: Extreme::of(row.min, row.min_step),
+                max: Extreme::of(row.max, row.max_step),
             };
             let open = stretch(row.open_step, row.open_n, row.open_count);
             Some(Share { rollup, open: open.zip(stretch(row.tail_step, row.tail_n, row.tail_count)) })
@@ -70,10 +70,6 @@ pub async fn shares<T>(
         found.extend(made.into_iter().filter_map(|row| Some(((row.id, None), by_name.remove(&row.name)?))));
     }
     Ok(found)
-}
-
-fn extreme(number: Option<f64>, step: Option<i64>) -> Option<Extreme> {
-    Some(Extreme { number: number?, step: step? })
 }
 
 fn stretch(step: Option<i64>, n: Option<i32>, count: Option<i32>) -> Option<Stretch> {

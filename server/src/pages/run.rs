@@ -206,14 +206,18 @@ pub async fn act(
     State(app): State<App>,
     Extension(identity): Extension<Identity>,
     Path(id): Path<Uuid>,
-    Form(act): Form<Act>,
+    Form(form): Form<Act>,
 ) -> Result<Response> {
-    let shown = match act.order {
-        Order::Cancel => runs::cancel_run(&app, id).await.map(|()| id)?,
-        Order::Pause => runs::pause(&app, id).await.map(|()| id)?,
-        Order::Resume => runs::resume(&app, id).await.map(|()| id)?,
-        Order::Front => runs::to_front(&app, id).await.map(|()| id)?,
-        Order::Again => runs::submit_again(&app, identity.token_id, id, &serde_json::Value::Null).await?,
+    let action = match form.order {
+        Order::Again => None,
+        Order::Cancel => Some(runs::Action::Cancel),
+        Order::Pause => Some(runs::Action::Pause),
+        Order::Resume => Some(runs::Action::Resume),
+        Order::Front => Some(runs::Action::Front),
+    };
+    let shown = match action {
+        Some(action) => runs::act(&app, id, action).await.map(|()| id)?,
+        None => runs::submit_again(&app, identity.token_id, id, &serde_json::Value::Null).await?,
     };
     Ok(Redirect::to(&format!("/runs/{shown}")).into_response())
 }

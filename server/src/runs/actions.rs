@@ -23,13 +23,31 @@ async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<RunState> {
     Ok(found(row, || format!("no run {id}"))?.state.parse().map_err(anyhow::Error::msg)?)
 }
 
-/// Cancels a run.
+/// What is done to one run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// It ends: at once where nobody works on it, else its worker is told to stop.
+    Cancel,
+    /// It is set aside: at once where nobody works on it, else its worker saves its state first.
+    Pause,
+    /// It goes back into the queue.
+    Resume,
+    /// It goes before all others of its priority and project.
+    Front,
+}
+
+/// Does something to a run, and tells those who may wait for it.
 ///
 /// # Errors
-/// 404 if there is none, 409 if it has ended.
-pub async fn cancel_run(app: &App, id: Uuid) -> Result<()> {
+/// 404 if there is none, 409 if its state does not allow it.
+pub async fn act(app: &App, id: Uuid, action: Action) -> Result<()> {
     let mut tx = app.pool.begin().await?;
-    request_cancel(&mut tx, id, None).await?;
+    match action {
+        Action::Cancel => request_cancel(&mut tx, id, None).await?,
+        Action::Pause => pause(&mut tx, id).await?,
+        Action::Resume => resume(&mut tx, id).await?,
+        Action::Front => to_front(&mut tx, id).await?,
+    }
     tx.commit().await?;
     app.wake.ring();
     Ok(())
@@ -63,7 +81,7 @@ pub async fn request_cancel(conn: &mut PgConnection, id: Uuid, reason: Option<&s
     params(("id" = Uuid, Path)),
     responses((status = 200, body = Run), (status = 409, body = crate::error::ProblemDetails)))]
 pub async fn cancel_run_handler(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
-    cancel_run(&app, id).await?;
+    act(&app, id, Action::Cancel).await?;
     get_run(&app, id).await.map(Json)
 }
 
@@ -130,18 +148,13 @@ pub async fn cancel_runs(
     params(("id" = Uuid, Path)),
     responses((status = 200, body = Run), (status = 409, body = crate::error::ProblemDetails)))]
 pub async fn pause_run(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
-    pause(&app, id).await?;
+    act(&app, id, Action::Pause).await?;
     get_run(&app, id).await.map(Json)
 }
 
-/// Sets a run aside: at once where nobody works on it, else its worker saves its state first.
-///
-/// # Errors
-/// 404 if there is none, 409 if it is paused or has ended.
-pub async fn pause(app: &App, id: Uuid) -> Result<()> {
-    let mut tx = app.pool.begin().await?;
-    match lock(&mut tx, id).await? {
-        RunState::Queued => change_state(&mut tx, id, RunState::Paused, "").await?,
+async fn pause(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+    match lock(conn, id).await? {
+        RunState::Queued => change_state(conn, id, RunState::Paused, "").await,
         RunState::Running => {
             // One that yields to another already is set aside instead of going back to the queue.
             sqlx::query!(
@@ -150,15 +163,13 @@ pub async fn pause(app: &App, id: Uuid) -> Result<()> {
                 id,
                 scheduler::YIELD_SECONDS
             )
-            .execute(&mut *tx)
+            .execute(conn)
             .await?;
+            Ok(())
         }
-        RunState::Paused => return Err(Error::Conflict("the run is paused already".into())),
-        ended => return Err(Error::Conflict(format!("the run has {ended} already"))),
+        RunState::Paused => Err(Error::Conflict("the run is paused already".into())),
+        ended => Err(Error::Conflict(format!("the run has {ended} already"))),
     }
-    tx.commit().await?;
-    app.wake.ring();
-    Ok(())
 }
 
 /// Put a paused run back into the queue, at its old place. One that is still saving its state goes on afterwards.
@@ -166,32 +177,25 @@ pub async fn pause(app: &App, id: Uuid) -> Result<()> {
     params(("id" = Uuid, Path)),
     responses((status = 200, body = Run), (status = 409, body = crate::error::ProblemDetails)))]
 pub async fn resume_run(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
-    resume(&app, id).await?;
+    act(&app, id, Action::Resume).await?;
     get_run(&app, id).await.map(Json)
 }
 
-/// Puts a paused run back into the queue.
-///
-/// # Errors
-/// 404 if there is none, 409 if it is not paused.
-pub async fn resume(app: &App, id: Uuid) -> Result<()> {
-    let mut tx = app.pool.begin().await?;
-    match lock(&mut tx, id).await? {
-        RunState::Paused => change_state(&mut tx, id, RunState::Queued, "").await?,
+async fn resume(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+    match lock(conn, id).await? {
+        RunState::Paused => change_state(conn, id, RunState::Queued, "").await,
         RunState::Running => {
             let touched =
                 sqlx::query!("update run set yield_for = 'drain' where id = $1 and yield_for = 'pause'", id)
-                    .execute(&mut *tx)
+                    .execute(conn)
                     .await?;
-            if touched.rows_affected() == 0 {
-                return Err(Error::Conflict("the run is not paused".into()));
+            match touched.rows_affected() {
+                0 => Err(Error::Conflict("the run is not paused".into())),
+                _ => Ok(()),
             }
         }
-        state => return Err(Error::Conflict(format!("the run is not paused, it is {state}"))),
+        state => Err(Error::Conflict(format!("the run is not paused, it is {state}"))),
     }
-    tx.commit().await?;
-    app.wake.ring();
-    Ok(())
 }
 
 /// Move a waiting run before all others of its priority and project.
@@ -199,34 +203,23 @@ pub async fn resume(app: &App, id: Uuid) -> Result<()> {
     params(("id" = Uuid, Path)),
     responses((status = 200, body = Run), (status = 409, body = crate::error::ProblemDetails)))]
 pub async fn move_run_to_front(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Run>> {
-    to_front(&app, id).await?;
+    act(&app, id, Action::Front).await?;
     get_run(&app, id).await.map(Json)
 }
 
-/// Moves a waiting run before all others of its priority and project.
-///
-/// # Errors
-/// 404 if there is none, 409 if it does not wait.
-pub async fn to_front(app: &App, id: Uuid) -> Result<()> {
-    let mut tx = app.pool.begin().await?;
-    match lock(&mut tx, id).await? {
-        RunState::Queued | RunState::Paused => {
-            sqlx::query!(
-                "update run set queue_position = least(0, (select min(queue_position) from run where state = 'queued')) - 1
-                 where id = $1",
-                id
-            )
-            .execute(&mut *tx)
-            .await?;
-        }
-        state => {
-            return Err(Error::Conflict(format!(
-                "only a waiting run has a place in the queue; it is {state}"
-            )));
-        }
+async fn to_front(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+    let state = lock(conn, id).await?;
+    if !matches!(state, RunState::Queued | RunState::Paused) {
+        let rule = format!("only a waiting run has a place in the queue; it is {state}");
+        return Err(Error::Conflict(rule));
     }
-    tx.commit().await?;
-    app.wake.ring();
+    sqlx::query!(
+        "update run set queue_position = least(0, (select min(queue_position) from run where state = 'queued')) - 1
+                 where id = $1",
+        id
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

@@ -8,8 +8,8 @@ mod submit;
 
 pub use actions::{
     __path_cancel_run_handler, __path_cancel_runs, __path_clone_run, __path_move_run_to_front,
-    __path_pause_run, __path_resume_run, cancel_run, cancel_run_handler, cancel_runs, clone_run,
-    move_run_to_front, pause, pause_run, request_cancel, resume, resume_run, submit_again, to_front,
+    __path_pause_run, __path_resume_run, Action, act, cancel_run_handler, cancel_runs, clone_run,
+    move_run_to_front, pause_run, request_cancel, resume_run, submit_again,
 };
 pub use state::change_state;
 pub use submit::{

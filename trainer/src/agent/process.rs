@@ -1,7 +1,7 @@
 //! The training process as its agent sees it: started in a session of its own, its output in files and not in pipes, so
 //! that it outlives an agent that is killed; found again by process id and start time; ended as a group.
 
-use crate::attempt::WAIT_POLICY;
+use crate::attempt::PROCESS_ENVIRONMENT;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -30,7 +30,7 @@ const ENVIRONMENT: [&str; 8] = [
     "NVIDIA_VISIBLE_DEVICES",
 ];
 /// Prefixes of the variables that set the number of threads and their places.
-const ENVIRONMENT_PREFIXES: [&str; 3] = ["OMP_", "MKL_", "KMP_"];
+const ENVIRONMENT_PREFIXES: [&str; 4] = ["OMP_", "MKL_", "KMP_", "MALLOC_"];
 
 /// How often a process that is not our child is looked at.
 const POLL: Duration = Duration::from_millis(200);
@@ -123,7 +123,7 @@ impl Watched {
             .arg(folder)
             .current_dir(folder)
             .env_clear()
-            .env(WAIT_POLICY.0, WAIT_POLICY.1)
+            .envs(PROCESS_ENVIRONMENT)
             .envs(environment())
             .stdin(Stdio::null())
             .stdout(log(STDOUT)?)

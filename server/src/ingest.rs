@@ -7,7 +7,9 @@ use crate::{
     metrics::{batch::Batch, hide, store},
     runs::parts,
 };
-use causeway_protocol::{Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Spec};
+use causeway_protocol::{
+    Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Report, ReportLine, RunProgress, Spec,
+};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
@@ -59,6 +61,44 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
         .execute(conn)
         .await?;
     Ok(shipped)
+}
+
+/// Takes what a command reports through the API. It has no numbers of its own: a value that is sent again has its place.
+///
+/// # Errors
+/// 400 for too many lines, or values beyond the limits; 409 for another worker than the first of several.
+pub async fn report(conn: &mut PgConnection, lease: &Fenced, report: Report) -> Result<()> {
+    if report.lines.len() > LINES_MAX {
+        return Err(Error::BadRequest(format!("a report has at most {LINES_MAX} lines")));
+    }
+    if lease.rank > 0 {
+        let rule = format!("this is rank {}; of several workers rank 0 reports for the run", lease.rank);
+        return Err(Error::Conflict(rule));
+    }
+    let (mut values, mut progress) = (Batch::default(), None);
+    for line in report.lines {
+        match line {
+            ReportLine::Metrics { step, values: of_step } => values.metrics(step, of_step)?,
+            ReportLine::Progress { done, total } => progress = Some(RunProgress::of_command(done, total)),
+        }
+    }
+    store::insert(conn, lease, &mut values).await?;
+    match progress {
+        Some(progress) => note_how_far(conn, lease.run_id, progress).await,
+        None => Ok(()),
+    }
+}
+
+async fn note_how_far(conn: &mut PgConnection, run: Uuid, progress: RunProgress) -> Result<()> {
+    sqlx::query!(
+        "insert into run_progress (run_id, progress) values ($1, $2)
+         on conflict (run_id) do update set progress = $2, updated_at = now()",
+        run,
+        serde_json::to_value(progress).map_err(anyhow::Error::from)?
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// The run got further: what happened to its workers before counts no more.
@@ -148,17 +188,7 @@ async fn take(conn: &mut PgConnection, lease: &Fenced, line: JournalLine) -> Res
                 .await?;
             Ok(())
         }
-        Event::Progress(progress) => {
-            sqlx::query!(
-                "insert into run_progress (run_id, progress) values ($1, $2)
-                 on conflict (run_id) do update set progress = $2, updated_at = now()",
-                lease.run_id,
-                serde_json::to_value(progress).map_err(anyhow::Error::from)?
-            )
-            .execute(conn)
-            .await?;
-            Ok(())
-        }
+        Event::Progress(progress) => note_how_far(conn, lease.run_id, progress).await,
         Event::ResumeState { step, blob } => {
             require_blob(conn, &blob.sha256).await?;
             sqlx::query!(

@@ -37,6 +37,7 @@ pub mod page;
 pub mod pages;
 pub mod postgres;
 pub mod projects;
+pub mod report;
 pub mod runs;
 pub mod scheduler;
 pub mod search;
@@ -156,6 +157,11 @@ fn worker_routes() -> OpenApiRouter<App> {
         .routes(routes!(leases::finish_lease))
 }
 
+/// What a command may do, by a token of its own.
+fn command_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(report::report))
+}
+
 /// Bodies of these are streams, so no body limit but their own applies.
 fn blob_routes() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
     let user = OpenApiRouter::new().routes(routes!(blobs::put_blob, blobs::get_blob));
@@ -169,6 +175,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     OpenApiRouter::<App>::with_openapi(Api::openapi())
         .merge(user_routes())
         .merge(worker_routes())
+        .merge(command_routes())
         .merge(user_blobs)
         .merge(worker_blobs)
         .split_for_parts()
@@ -196,7 +203,8 @@ pub fn router(app: App) -> Router {
     let open = Router::new()
         .route("/api/v1/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
         .route("/api/v1/openapi.json", get(move || async move { axum::Json(document) }))
-        .route("/sign-in", get(auth::sign_in));
+        .route("/sign-in", get(auth::sign_in))
+        .merge(command_routes().split_for_parts().0.layer(limit));
     let pages = pages::router().layer(limit).layer(from_fn_with_state(app.clone(), auth::users_only));
     Router::new()
         .merge(open)

@@ -16,3 +16,4 @@ mod queue;
 mod scheduler;
 mod search;
 mod yields;
+mod zero_shot;

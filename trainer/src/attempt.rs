@@ -44,9 +44,16 @@ pub const BLOBS: &str = "blobs";
 /// Folder of features, inside the folder that it belongs to.
 pub const FEATURES: &str = "features";
 
-/// Set for the process unless its starter's environment says otherwise: threads that wait for work sleep instead of
-/// spinning. Alone on a machine that costs nothing; beside other processes spinning halves the speed.
-pub const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
+/// Set for the process unless its starter's environment says otherwise.
+///
+/// Threads that wait for work sleep instead of spinning: alone on a machine that costs nothing, beside other processes
+/// spinning halves the speed. And glibc keeps freed memory: activations come and go many times a second, megabytes each,
+/// and memory that was given back is cleared and mapped anew page by page. 32 MiB is the most that it takes from the heap.
+pub const PROCESS_ENVIRONMENT: [(&str, &str); 3] = [
+    ("OMP_WAIT_POLICY", "PASSIVE"),
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "9223372036854775807"),
+];
 
 /// What the process is to do.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -60,6 +67,9 @@ pub struct Assignment {
     /// Where features are kept; in the attempt's own folder if not given.
     #[serde(default)]
     pub cache: Option<Place>,
+    /// URL of the server, for a command that reports there.
+    #[serde(default)]
+    pub server: Option<String>,
 }
 
 impl Assignment {
@@ -170,7 +180,7 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn begin(folder: &'a Path, journal: &'a mut Journal, assignment: Assignment) -> Result<Attempt<'a>> {
-        let Assignment { lease, data, threads, cache } = assignment;
+        let Assignment { lease, data, threads, cache, .. } = assignment;
         let cache =
             cache.unwrap_or_else(|| Place { folder: folder.join(FEATURES), most_bytes: store::MOST_BYTES });
         let device = device::open(&lease.device)?;

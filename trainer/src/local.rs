@@ -3,7 +3,7 @@
 
 use crate::analysis;
 use crate::attempt::ending::Ending;
-use crate::attempt::{Assignment, BLOBS, FEATURES, WAIT_POLICY};
+use crate::attempt::{Assignment, BLOBS, FEATURES, PROCESS_ENVIRONMENT};
 use crate::data::asset::file_sha256;
 use crate::evaluate::store::Place;
 use crate::journal::JournalTail;
@@ -185,7 +185,7 @@ impl Local {
         let data = self.data.iter().map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()));
         let folder = self.cache.clone().unwrap_or_else(|| self.out.join(FEATURES));
         let cache = Some(Place { folder, most_bytes: self.cache_bytes });
-        Ok(Assignment { lease, data: data.collect(), threads: self.threads, cache })
+        Ok(Assignment { lease, data: data.collect(), threads: self.threads, cache, server: None })
     }
 
     /// Starts the process and shows its progress until it ends.
@@ -194,9 +194,8 @@ impl Local {
         let mut command = Command::new(program);
         // Its words go nowhere: the bar says them.
         command.arg("attempt").arg(&self.out).stdout(Stdio::null());
-        if std::env::var_os(WAIT_POLICY.0).is_none() {
-            command.env(WAIT_POLICY.0, WAIT_POLICY.1);
-        }
+        let ours = PROCESS_ENVIRONMENT.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
+        command.envs(ours);
         let mut child = command.spawn().context("starting the attempt")?;
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {wide_msg}")?;
         let bar = ProgressBar::new(0).with_style(style);

@@ -2,9 +2,9 @@
 //! the assignment, journal, logs, blobs and result. It is there until the server has acknowledged the attempt's end,
 //! so that an agent that is restarted finds everything it left.
 
+use super::Settings;
 use super::process::{Process, boot_id};
 use crate::attempt::{Assignment, BLOBS};
-use crate::evaluate::store::Place;
 use anyhow::{Context, Result};
 use causeway_protocol::LeaseGrant;
 use serde::{Deserialize, Serialize};
@@ -82,9 +82,15 @@ impl Held {
     }
 
     /// Puts the assignment into the folder.
-    pub fn assign(&self, folder: &Path, data: &[PathBuf], threads: u32, cache: &Place) -> Result<()> {
-        let (lease, data, cache) = (self.grant.clone(), data.to_vec(), Some(cache.clone()));
-        Assignment { lease, data, threads, cache }.write(folder)
+    pub fn assign(&self, folder: &Path, settings: &Settings) -> Result<()> {
+        Assignment {
+            lease: self.grant.clone(),
+            data: settings.data.clone(),
+            threads: settings.threads,
+            cache: Some(settings.cache.clone()),
+            server: Some(settings.server.clone()),
+        }
+        .write(folder)
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Work {
 
 /// What every attempt on this worker has in common.
 pub struct Settings {
+    /// URL of the server, which commands may report to.
+    server: String,
     /// Where assets are, absolute.
     data: Vec<PathBuf>,
     threads: u32,
@@ -139,7 +141,14 @@ impl Agent {
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
             client: Client::new(&work.server, &work.token_file)?,
-            settings: Arc::new(Settings { data, threads, cache, grace: work.grace, shutdown }),
+            settings: Arc::new(Settings {
+                server: work.server,
+                data,
+                threads,
+                cache,
+                grace: work.grace,
+                shutdown,
+            }),
             worker,
             attempts: state.join("attempts"),
             tasks: JoinSet::new(),

@@ -364,7 +364,7 @@ async fn prepare(
         }
     }
     let start = || {
-        held.assign(folder, &settings.data, settings.threads, &settings.cache)?;
+        held.assign(folder, settings)?;
         Watched::start(folder)
     };
     Ok(start().context("beginning the attempt"))

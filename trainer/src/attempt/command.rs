@@ -4,12 +4,12 @@
 
 use super::environment;
 use super::interrupt::Interrupted;
-use super::{Assignment, BLOBS, Done, tell};
+use super::{Assignment, BLOBS, Done, PROCESS_ENVIRONMENT, tell};
 use crate::agent::last_words;
 use crate::data::asset::{Library, file_sha256};
 use crate::journal::Journal;
 use anyhow::{Context, Result, bail, ensure};
-use causeway_protocol::{BlobRef, CommandLine, Event, LeaseGrant, Phase, RunProgress};
+use causeway_protocol::{BlobRef, CommandLine, Event, LeaseGrant, Phase, ReportToken, RunProgress};
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -110,6 +110,9 @@ fn start(folder: &Path, assignment: &Assignment) -> Result<Child> {
         fs::create_dir_all(made).with_context(|| format!("making the folder {}", made.display()))?;
     }
     let mut command = Command::new(program);
+    for (name, _) in PROCESS_ENVIRONMENT.iter().filter(|(name, _)| name.starts_with("MALLOC_")) {
+        command.env_remove(name); // it is not known to allocate as a training does
+    }
     command.args(rest).current_dir(&work).stdin(Stdio::null()).envs(&asked.environment);
     for (name, folder) in &assets {
         command.env(format!("CAUSEWAY_ASSET_{}", variable(name)), folder);
@@ -122,6 +125,12 @@ fn start(folder: &Path, assignment: &Assignment) -> Result<Child> {
         .env("CAUSEWAY_SEED", lease.spec.seed.to_string())
         .env("CAUSEWAY_DEVICES", devices.join(","))
         .env("CAUSEWAY_THREADS", assignment.threads.to_string());
+    if let Some(server) = &assignment.server {
+        let token = ReportToken { lease: lease.id, epoch: lease.epoch };
+        command
+            .env("CAUSEWAY_REPORT_URL", format!("{}/api/v1/report", server.trim_end_matches('/')))
+            .env("CAUSEWAY_REPORT_TOKEN", token.to_string());
+    }
     if let Some(resume) = &lease.resume {
         command.env("CAUSEWAY_RESUME", folder.join(BLOBS).join(&resume.blob.sha256));
     }
@@ -220,13 +229,7 @@ impl Reports<'_> {
                 ensure!(values.values().all(|value| value.is_finite()), "a value is not finite");
                 Event::Metrics { step, values }
             }
-            CommandLine::Progress { done, total } => Event::Progress(RunProgress {
-                phase: Phase::Train,
-                done: done.min(total),
-                total,
-                images_per_second: 0.0,
-                doing: "the command reports".to_owned(),
-            }),
+            CommandLine::Progress { done, total } => Event::Progress(RunProgress::of_command(done, total)),
             CommandLine::Checkpoint { path, step } => Event::Checkpoint {
                 step,
                 blob: self.keep(&path)?,
@@ -270,7 +273,8 @@ mod tests {
             "gang": {"rank": 1, "nodes": 2, "address": "first", "port": 20000},
             "resume": null, "checkpoint": null, "known_points": [], "expires_in_ms": 1});
         let lease = serde_json::from_value(lease).unwrap();
-        let assignment = Assignment { lease, data: Vec::new(), threads: 1, cache: None };
+        let server = Some("http://there/".to_owned());
+        let assignment = Assignment { lease, data: Vec::new(), threads: 1, cache: None, server };
         let mut journal = Journal::open(folder.path()).unwrap();
         let done = run(folder.path(), &mut journal, &assignment, asked);
         let text = fs::read_to_string(folder.path().join(crate::journal::FILE_NAME)).unwrap();
@@ -299,7 +303,9 @@ mod tests {
     #[test]
     fn a_command_knows_its_place_and_its_variables() {
         let script = r#"test "$MINE" = "a b" && test "$CAUSEWAY_SEED" = 5 && test "$RANK/$WORLD_SIZE" = 1/2 &&
-            test "$MASTER_ADDR:$MASTER_PORT" = first:20000 && test "$CAUSEWAY_DEVICES" = cpu:0,cpu:1"#;
+            test "$MASTER_ADDR:$MASTER_PORT" = first:20000 &&
+            test "$CAUSEWAY_REPORT_URL" = http://there/api/v1/report &&
+            test "$CAUSEWAY_REPORT_TOKEN" = cwr_00000000000000000000000000000000.1 && test "$CAUSEWAY_DEVICES" = cpu:0,cpu:1"#;
         assert_eq!(attempt(script, &|| false).0.unwrap(), Done::All);
     }
 

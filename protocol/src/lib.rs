@@ -18,6 +18,7 @@ mod retention;
 mod search;
 mod spec;
 mod state;
+mod upload;
 mod validate;
 
 pub use alpha::Alpha;
@@ -34,7 +35,9 @@ pub use evaluation::{
     Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout,
     Role, ZeroShot,
 };
-pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
+pub use journal::{
+    BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord,
+};
 pub use journal::{RunProgress, Stream};
 pub use lease::{
     AssetSummary, EventBatch, EventsAccepted, FeatureFile, FinishLease, HeartbeatAnswer, HeartbeatRequest,
@@ -56,4 +59,5 @@ pub use spec::{
     Reconstruction, Schedule, Soup, Spec, Training, View, WeightSource, Weights,
 };
 pub use state::{AttemptState, Phase, RunState, WorkerState};
+pub use upload::{UPLOAD_LENGTH, UPLOAD_OFFSET, UPLOAD_PIECE_BYTES};
 pub use validate::{Problem, parse_spec};

@@ -15,4 +15,6 @@ mod metrics;
 mod queue;
 mod scheduler;
 mod search;
+mod tls;
+mod uploads;
 mod yields;

@@ -36,7 +36,7 @@ pub use evaluation::{
     Role, ZeroShot,
 };
 pub use journal::{
-    BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord,
+    BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, Place, PointRecord,
 };
 pub use journal::{RunProgress, Stream};
 pub use lease::{

@@ -12,6 +12,7 @@ mod commands;
 mod end_to_end;
 mod kills;
 mod metrics;
+mod model;
 mod queue;
 mod scheduler;
 mod search;

@@ -8,7 +8,10 @@ use std::{error::Error, io};
 pub fn explain(error: reqwest::Error) -> String {
     let advice = tls(&error).and_then(advice);
     let text = format!("{:#}", anyhow::Error::new(error));
-    advice.map_or(text.clone(), |advice| format!("{text}: {advice}"))
+    match advice {
+        Some(advice) => format!("{text}: {advice}"),
+        None => text,
+    }
 }
 
 fn advice(error: &rustls::Error) -> Option<&'static str> {

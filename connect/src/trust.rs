@@ -128,7 +128,9 @@ mod tests {
             Some("no certificate"),
             Some("-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n"),
         ] {
-            text.map(|text| std::fs::write(&file, text).unwrap());
+            if let Some(text) = text {
+                std::fs::write(&file, text).unwrap();
+            }
             let trust = Trust { ca: Some(file.clone()), insecure_http: false };
             let error = format!("{:#}", trust.client("https://lab").unwrap_err());
             assert!(error.contains("--ca") && error.contains("ca.pem"), "{error}");

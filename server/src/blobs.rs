@@ -71,7 +71,7 @@ impl Blobs {
             };
             let received = received.await;
             if received.is_err() {
-                incoming.drop().await;
+                incoming.forget().await;
             }
             received
         };

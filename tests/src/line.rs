@@ -98,7 +98,9 @@ async fn one_way(
         if to.write_all(&buffer[..carried as usize]).await.is_err() {
             return false;
         }
-        sum.map(|sum| sum.fetch_add(carried, Ordering::SeqCst));
+        if let Some(sum) = sum {
+            sum.fetch_add(carried, Ordering::SeqCst);
+        }
         left -= carried;
         if left == 0 {
             return true;

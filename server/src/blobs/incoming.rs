@@ -114,7 +114,7 @@ impl Incoming {
     }
 
     /// Forgets what has come.
-    pub async fn drop(&self) {
+    pub async fn forget(&self) {
         let _ = tokio::fs::remove_file(&self.0).await;
     }
 }

@@ -73,8 +73,7 @@ impl<const R: usize> Model for Cluster<R> {
 impl<const R: usize> Cluster<R> {
     /// A request arrives, and perhaps again later; its answer arrives or not; or it never arrives.
     fn carry(&self, steps: &mut Steps<'_, R>) {
-        for at in 0..steps.from.line.len() {
-            let request = steps.from.line[at];
+        for (at, request) in steps.from.line.iter().copied().enumerate() {
             for (what, stays, answered) in [
                 ("answered:", false, true),
                 ("answer lost:", false, false),

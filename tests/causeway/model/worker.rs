@@ -54,7 +54,9 @@ pub fn works<const R: usize>(steps: &mut Steps<'_, R>, at: usize) {
 }
 
 fn change<const R: usize>(state: &mut State<R>, at: usize, change: impl FnOnce(&mut Held)) {
-    state.workers[at].held.as_mut().map(change);
+    if let Some(held) = &mut state.workers[at].held {
+        change(held);
+    }
 }
 
 /// The misfortunes of a worker.

@@ -88,9 +88,9 @@ fn blob(lease: Lease, sha256: &str) -> String {
 /// Adds the body of an answer to a file, or begins the file with it. What came before a cut stays.
 async fn save(mut response: Response, part: &Path) -> reqwest::Result<std::io::Result<()>> {
     let continues = response.status() == StatusCode::PARTIAL_CONTENT;
-    let opened =
-        OpenOptions::new().create(true).append(continues).write(true).truncate(!continues).open(part);
-    let mut writer = match opened.await {
+    let mut options = OpenOptions::new();
+    options.create(true).append(continues).write(true).truncate(!continues);
+    let mut writer = match options.open(part).await {
         Ok(writer) => writer,
         Err(error) => return Ok(Err(error)),
     };

@@ -1,5 +1,6 @@
 # The server: API, scheduler and dashboard. It needs a Postgres (DATABASE_URL) and a folder for blobs and tokens.
-# First draft: not yet built in CI.
+# It listens for other machines, so it also needs CAUSEWAY_TLS_CERT and CAUSEWAY_TLS_KEY, or, behind a proxy or on a network
+# that is trusted, CAUSEWAY_INSECURE_HTTP=true. First draft: not yet built in CI.
 #
 #   docker build -f docker/server.Dockerfile -t causeway-server .
 

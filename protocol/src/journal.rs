@@ -21,6 +21,28 @@ pub struct JournalLine {
     pub event: Event,
 }
 
+/// Where a line stands to those that the server has taken: of the lines of an attempt each is taken once, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// It has been taken.
+    Known,
+    /// It is the one that follows.
+    Next,
+    /// Others are missing before it.
+    Gap,
+}
+
+impl Place {
+    /// The place of line `seq` after line `shipped`, the last that was taken.
+    pub fn of(seq: u64, shipped: u64) -> Place {
+        match seq {
+            seq if seq <= shipped => Place::Known,
+            seq if seq == shipped + 1 => Place::Next,
+            _ => Place::Gap,
+        }
+    }
+}
+
 /// What happened in a training process.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]

@@ -20,6 +20,7 @@ mod search;
 mod spec;
 mod state;
 mod training;
+mod upload;
 mod validate;
 mod weights;
 
@@ -37,7 +38,9 @@ pub use evaluation::{
     Dtype, EvaluatedDataset, Evaluation, Feature, LinearProbe, Positions, Preprocess, Protocol, Readout,
     Role, ZeroShot,
 };
-pub use journal::{BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, PointRecord};
+pub use journal::{
+    BlobRef, Environment, Event, Hits, JournalLine, LogLine, NumericsStamp, Place, PointRecord,
+};
 pub use journal::{RunProgress, Stream};
 pub use lease::{
     AssetSummary, EventBatch, EventsAccepted, FeatureFile, FinishLease, HeartbeatAnswer, HeartbeatRequest,
@@ -58,5 +61,6 @@ pub use search::{
 pub use spec::{Captions, DEFAULT_PROJECT, Kind, Spec};
 pub use state::{AttemptState, Phase, RunState, WorkerState};
 pub use training::{Divergence, Schedule, Training};
+pub use upload::{UPLOAD_LENGTH, UPLOAD_OFFSET, UPLOAD_PIECE_BYTES};
 pub use validate::{Problem, parse_spec};
 pub use weights::{Architecture, Soup, WeightSource, Weights};

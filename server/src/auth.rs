@@ -213,7 +213,8 @@ pub async fn sign_in(State(app): State<App>, Query(query): Query<SignIn>) -> Res
     }
     let (_, secret) = create_token(&app.pool, TokenKind::Session, "browser").await?;
     let max_age = i64::from(SESSION_DAYS) * 86_400;
-    let cookie = format!("{COOKIE}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={max_age}");
+    let secure = if app.tls { "; Secure" } else { "" };
+    let cookie = format!("{COOKIE}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={max_age}{secure}");
     let mut response = Redirect::to("/").into_response();
     let value = HeaderValue::from_str(&cookie).context("session cookie")?;
     response.headers_mut().insert(header::SET_COOKIE, value);

@@ -1,25 +1,28 @@
-//! The object store: bytes named by their sha256. A body is streamed to a temporary name, hashed on the way, made
-//! durable and renamed, so that a name never stands for half a file, and memory does not grow with its size.
+//! The object store: bytes named by their sha256. They come in whole (PUT), or piece by piece (PATCH) so that a large file
+//! crosses a bad line; a name never stands for half a file, and memory does not grow with its size.
 
-use crate::{App, Error, Result, error::found, leases};
+mod incoming;
+
+use crate::{App, Error, Result, auth::Identity, error::found, leases};
 use anyhow::Context;
 use axum::{
+    Extension,
     body::Body,
     extract::{Path as UrlPath, Query, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures_util::StreamExt;
+use causeway_protocol::UPLOAD_OFFSET;
+use incoming::{Incoming, Piece};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::io::AsyncSeekExt;
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use uuid::Uuid;
 
@@ -37,15 +40,12 @@ const SWEEP_AGE_MINUTES: i32 = 60;
 pub struct Blobs(Arc<PathBuf>);
 
 impl Blobs {
-    /// Opens the store, and clears what interrupted uploads left.
+    /// Opens the store. Other servers may have the same folder open; uploads in progress stay.
     ///
     /// # Errors
     /// If the folder cannot be made.
     pub fn open(folder: &Path) -> anyhow::Result<Blobs> {
         let incoming = folder.join("incoming");
-        if incoming.exists() {
-            std::fs::remove_dir_all(&incoming)?;
-        }
         std::fs::create_dir_all(&incoming).with_context(|| format!("making {}", incoming.display()))?;
         Ok(Blobs(Arc::new(folder.to_owned())))
     }
@@ -54,62 +54,60 @@ impl Blobs {
         self.0.join(&sha256[..2]).join(sha256)
     }
 
-    async fn receive(&self, sha256: &str, body: Body) -> Result<u64> {
-        let fresh = self.0.join("incoming").join(Uuid::new_v4().to_string());
-        let received = self.receive_to(&fresh, sha256, body).await;
-        if received.is_err() {
-            let _ = tokio::fs::remove_file(&fresh).await;
-        }
-        received
+    /// What a sender has sent of a blob. Each has a file of its own: another's wrong bytes do not get into it.
+    fn incoming(&self, sha256: &str, sender: Uuid) -> Incoming {
+        Incoming::at(self.0.join("incoming").join(format!("{sha256}.{sender}")))
     }
 
-    async fn receive_to(&self, fresh: &Path, sha256: &str, body: Body) -> Result<u64> {
-        let file = tokio::fs::File::create_new(fresh).await.map_err(storage)?;
-        let mut file = BufWriter::with_capacity(BUFFER, file);
-        let (mut hash, mut bytes) = (Sha256::new(), 0u64);
-        let mut stream = body.into_data_stream();
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| Error::BadRequest(format!("the upload broke off: {error}")))?;
-            bytes += chunk.len() as u64;
-            if bytes > BLOB_MAX {
-                return Err(Error::TooLarge(format!("a blob has at most {BLOB_MAX} bytes")));
+    /// Takes a whole blob, or nothing; in a task of its own, which cleans up when the sender is cut off.
+    async fn receive(&self, sha256: String, body: Body) -> Result<u64> {
+        let blobs = self.clone();
+        let work = async move {
+            let incoming = blobs.incoming(&sha256, Uuid::new_v4());
+            let received = async {
+                let bytes = incoming.take(Piece { offset: 0, length: BLOB_MAX }, body).await?;
+                incoming.finish(bytes, &sha256, blobs.path(&sha256)).await?;
+                Ok(bytes)
+            };
+            let received = received.await;
+            if received.is_err() {
+                incoming.forget().await;
             }
-            hash.update(&chunk);
-            file.write_all(&chunk).await.map_err(storage)?;
-        }
-        file.flush().await.map_err(storage)?;
-        file.into_inner().sync_all().await.map_err(storage)?;
-        let got = causeway_protocol::hex(&hash.finalize());
-        if got != sha256 {
-            return Err(Error::BadRequest(format!(
-                "the body's sha256 is {got}, not {sha256}; nothing was kept"
-            )));
-        }
-        let path = self.path(sha256);
-        let folder = path.parent().context("blob path")?;
-        tokio::fs::create_dir_all(folder).await.map_err(storage)?;
-        tokio::fs::rename(fresh, &path).await.map_err(storage)?;
-        // The rename is durable once the folder is.
-        tokio::fs::File::open(folder).await.map_err(storage)?.sync_all().await.map_err(storage)?;
-        Ok(bytes)
+            received
+        };
+        tokio::spawn(work).await.context("taking a blob")?
     }
 
-    async fn send(&self, sha256: &str) -> Result<Response> {
-        let file = match tokio::fs::File::open(self.path(sha256)).await {
+    /// The file, or what the request has not got of it yet (`Range: bytes=N-`).
+    async fn send(&self, sha256: &str, headers: &HeaderMap) -> Result<Response> {
+        let internal = |error: std::io::Error| Error::Internal(error.into());
+        let mut file = match tokio::fs::File::open(self.path(sha256)).await {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(Error::NotFound(format!("no blob {sha256}")));
             }
-            Err(error) => return Err(Error::Internal(error.into())),
+            Err(error) => return Err(internal(error)),
         };
-        let length = file.metadata().await.map_err(|error| Error::Internal(error.into()))?.len();
-        let headers = [
+        let length = file.metadata().await.map_err(internal)?.len();
+        let start = range_start(headers).filter(|start| *start < length).unwrap_or(0);
+        file.seek(SeekFrom::Start(start)).await.map_err(internal)?;
+        let about = [
             (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-            (header::CONTENT_LENGTH, length.to_string()),
+            (header::CONTENT_LENGTH, (length - start).to_string()),
             (header::ETAG, format!("\"{sha256}\"")),
         ];
-        Ok((headers, Body::from_stream(ReaderStream::with_capacity(file, BUFFER))).into_response())
+        let body = Body::from_stream(ReaderStream::with_capacity(file, BUFFER));
+        if start == 0 {
+            return Ok((about, body).into_response());
+        }
+        let range = [(header::CONTENT_RANGE, format!("bytes {start}-{}/{length}", length - 1))];
+        Ok((StatusCode::PARTIAL_CONTENT, about, range, body).into_response())
     }
+}
+
+/// Where a request wants a file to begin. Other kinds of ranges are answered with all of it, as HTTP allows.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::RANGE)?.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
 
 fn storage(error: std::io::Error) -> Error {
@@ -147,7 +145,54 @@ async fn known(pool: &PgPool, sha256: &str) -> Result<i64> {
     found(bytes, || format!("no blob {sha256}"))
 }
 
-/// Upload a file, for example weights to evaluate. The body's sha256 must be the name.
+/// True if the blob is here; keeps it from being swept before it is referred to.
+async fn refresh(pool: &PgPool, sha256: &str) -> Result<bool> {
+    let touched =
+        sqlx::query!("update blob set created_at = now() where sha256 = $1", sha256).execute(pool).await?;
+    Ok(touched.rows_affected() > 0)
+}
+
+/// An answer that tells how much of a blob has come.
+fn arrived(status: impl IntoResponse, bytes: u64) -> Response {
+    ([(UPLOAD_OFFSET, bytes.to_string())], status).into_response()
+}
+
+/// 404, with what the sender has sent already.
+async fn absent(app: &App, sha256: &str, sender: Uuid) -> Result<Response> {
+    let bytes = app.blobs.incoming(sha256, sender).bytes().await?;
+    Ok(arrived(Error::NotFound(format!("no blob {sha256}")), bytes))
+}
+
+/// Takes a piece, and makes the blob once it is whole; `lease` must hold then. In a task of its own: what has come is kept
+/// when its sender is cut off, and hashing a large file takes longer than some proxies wait.
+async fn take(
+    app: App,
+    sha256: String,
+    sender: Uuid,
+    piece: Piece,
+    body: Body,
+    lease: Option<(Uuid, i64)>,
+) -> Result<Response> {
+    let work = async move {
+        let incoming = app.blobs.incoming(&sha256, sender);
+        let bytes = incoming.take(piece, body).await?;
+        if bytes < piece.length {
+            return Ok(arrived(StatusCode::NO_CONTENT, bytes));
+        }
+        incoming.finish(bytes, &sha256, app.blobs.path(&sha256)).await?;
+        let mut tx = app.pool.begin().await?;
+        if let Some((id, epoch)) = lease {
+            leases::fence(&mut tx, id, epoch).await?;
+        }
+        note(&mut tx, &sha256, bytes).await?;
+        tx.commit().await?;
+        Ok(arrived(StatusCode::CREATED, bytes))
+    };
+    tokio::spawn(work).await.context("taking a piece of a blob")?
+}
+
+/// Upload a file, for example weights to evaluate. The body's sha256 must be the name. A body that breaks off leaves
+/// nothing: PATCH goes on after a cut.
 #[utoipa::path(put, path = "/api/v1/blobs/{sha256}", operation_id = "put_blob", tag = "blobs",
     params(("sha256" = String, Path)), request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201), (status = 200, description = "Was here already"),
@@ -158,28 +203,69 @@ pub async fn put_blob(
     body: Body,
 ) -> Result<StatusCode> {
     check_name(&sha256)?;
-    if known(&app.pool, &sha256).await.is_ok() {
-        // Keeps it from being swept before it is referred to.
-        let mut conn = app.pool.acquire().await?;
-        sqlx::query!("update blob set created_at = now() where sha256 = $1", sha256)
-            .execute(&mut *conn)
-            .await?;
+    if refresh(&app.pool, &sha256).await? {
         return Ok(StatusCode::OK);
     }
-    let bytes = app.blobs.receive(&sha256, body).await?;
+    let bytes = app.blobs.receive(sha256.clone(), body).await?;
     let mut conn = app.pool.acquire().await?;
     note(&mut conn, &sha256, bytes).await?;
     Ok(StatusCode::CREATED)
 }
 
-/// Download a file.
+/// Upload a piece of a file. `Upload-Offset` says how many bytes come before it, which must be as many as are here; HEAD
+/// tells how many those are, and so does a refusal. What arrives of a piece is kept, for a day and across restarts. With
+/// the last byte of `Upload-Length` the blob is made, if its sha256 is its name.
+#[utoipa::path(patch, path = "/api/v1/blobs/{sha256}", operation_id = "patch_blob", tag = "blobs",
+    params(("sha256" = String, Path), ("Upload-Offset" = u64, Header), ("Upload-Length" = u64, Header)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, description = "The blob is whole"), (status = 200, description = "Was here already"),
+        (status = 204, description = "Taken", headers(("Upload-Offset" = u64, description = "Bytes that are here"))),
+        (status = 400, body = crate::error::ProblemDetails, description = "Also where the bytes are not what the name says"),
+        (status = 409, body = crate::error::ProblemDetails, description = "Another number of bytes is here",
+            headers(("Upload-Offset" = u64, description = "Bytes that are here"))),
+        (status = 413, body = crate::error::ProblemDetails)))]
+pub async fn patch_blob(
+    State(app): State<App>,
+    Extension(sender): Extension<Identity>,
+    UrlPath(sha256): UrlPath<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    check_name(&sha256)?;
+    let piece = Piece::of(&headers)?;
+    if refresh(&app.pool, &sha256).await? {
+        return Ok(StatusCode::OK.into_response());
+    }
+    take(app, sha256, sender.token_id, piece, body, None).await
+}
+
+/// Download a file; `Range: bytes=N-` goes on after a cut. Where there is none, `Upload-Offset` tells how much of it the same token has sent.
 #[utoipa::path(get, path = "/api/v1/blobs/{sha256}", operation_id = "get_blob", tag = "blobs",
     params(("sha256" = String, Path)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404)))]
-pub async fn get_blob(State(app): State<App>, UrlPath(sha256): UrlPath<String>) -> Result<Response> {
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, body = crate::error::ProblemDetails,
+            headers(("Upload-Offset" = u64, description = "Bytes of an unfinished upload")))))]
+pub async fn get_blob(
+    State(app): State<App>,
+    Extension(sender): Extension<Identity>,
+    UrlPath(sha256): UrlPath<String>,
+    headers: HeaderMap,
+) -> Result<Response> {
     check_name(&sha256)?;
-    known(&app.pool, &sha256).await?;
-    app.blobs.send(&sha256).await
+    match file(&app, &sha256, &headers).await {
+        Err(Error::NotFound(_)) => absent(&app, &sha256, sender.token_id).await,
+        answer => answer,
+    }
+}
+
+/// The file of a blob, from where the request wants it.
+///
+/// # Errors
+/// 404 if there is none.
+pub async fn file(app: &App, sha256: &str, headers: &HeaderMap) -> Result<Response> {
+    known(&app.pool, sha256).await?;
+    app.blobs.send(sha256, headers).await
 }
 
 /// The file of a blob as an image of this kind, for pages. What is named by its contents never changes.
@@ -188,7 +274,7 @@ pub async fn get_blob(State(app): State<App>, UrlPath(sha256): UrlPath<String>) 
 /// 404 if there is none.
 pub async fn image(app: &App, sha256: &str, kind: &'static str) -> Result<Response> {
     check_name(sha256)?;
-    let mut response = app.blobs.send(sha256).await?;
+    let mut response = app.blobs.send(sha256, &HeaderMap::new()).await?;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
@@ -202,7 +288,7 @@ pub struct EpochQuery {
     epoch: i64,
 }
 
-/// Upload a file of an attempt.
+/// Upload a file of an attempt, whole.
 #[utoipa::path(put, path = "/api/v1/leases/{id}/blobs/{sha256}", operation_id = "put_lease_blob",
     tag = "worker protocol",
     params(("id" = Uuid, Path), ("sha256" = String, Path), ("epoch" = i64, Query)),
@@ -219,10 +305,10 @@ pub async fn put_lease_blob(
     let mut tx = app.pool.begin().await?;
     leases::fence(&mut tx, id, query.epoch).await?;
     tx.commit().await?;
-    if known(&app.pool, &sha256).await.is_ok() {
+    if refresh(&app.pool, &sha256).await? {
         return Ok(StatusCode::OK);
     }
-    let bytes = app.blobs.receive(&sha256, body).await?;
+    let bytes = app.blobs.receive(sha256.clone(), body).await?;
     let mut tx = app.pool.begin().await?;
     leases::fence(&mut tx, id, query.epoch).await?;
     note(&mut tx, &sha256, bytes).await?;
@@ -230,16 +316,52 @@ pub async fn put_lease_blob(
     Ok(StatusCode::CREATED)
 }
 
+/// Upload a piece of a file of an attempt, as `patch_blob` does. HEAD tells where to go on.
+#[utoipa::path(patch, path = "/api/v1/leases/{id}/blobs/{sha256}", operation_id = "patch_lease_blob",
+    tag = "worker protocol",
+    params(("id" = Uuid, Path), ("sha256" = String, Path), ("epoch" = i64, Query),
+        ("Upload-Offset" = u64, Header), ("Upload-Length" = u64, Header)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, description = "The blob is whole"), (status = 200, description = "Was here already"),
+        (status = 204, description = "Taken", headers(("Upload-Offset" = u64, description = "Bytes that are here"))),
+        (status = 400, body = crate::error::ProblemDetails, description = "Also where the bytes are not what the name says"),
+        (status = 409, body = crate::error::ProblemDetails, description = "A stale lease, or another number of bytes is here",
+            headers(("Upload-Offset" = u64, description = "Bytes that are here"))),
+        (status = 413, body = crate::error::ProblemDetails)))]
+pub async fn patch_lease_blob(
+    State(app): State<App>,
+    Extension(sender): Extension<Identity>,
+    UrlPath((id, sha256)): UrlPath<(Uuid, String)>,
+    Query(query): Query<EpochQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    check_name(&sha256)?;
+    let piece = Piece::of(&headers)?;
+    let mut tx = app.pool.begin().await?;
+    leases::fence(&mut tx, id, query.epoch).await?;
+    tx.commit().await?;
+    if refresh(&app.pool, &sha256).await? {
+        return Ok(StatusCode::OK.into_response());
+    }
+    take(app, sha256, sender.token_id, piece, body, Some((id, query.epoch))).await
+}
+
 /// Download a file that an attempt needs: a resume state, a checkpoint, weights that were uploaded.
 #[utoipa::path(get, path = "/api/v1/leases/{id}/blobs/{sha256}", operation_id = "get_lease_blob",
     tag = "worker protocol",
     params(("id" = Uuid, Path), ("sha256" = String, Path), ("epoch" = i64, Query)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, body = crate::error::ProblemDetails,
+            headers(("Upload-Offset" = u64, description = "Bytes of an unfinished upload"))),
         (status = 409, body = crate::error::ProblemDetails)))]
 pub async fn get_lease_blob(
     State(app): State<App>,
+    Extension(sender): Extension<Identity>,
     UrlPath((id, sha256)): UrlPath<(Uuid, String)>,
     Query(query): Query<EpochQuery>,
+    headers: HeaderMap,
 ) -> Result<Response> {
     check_name(&sha256)?;
     let mut tx = app.pool.begin().await?;
@@ -259,14 +381,19 @@ pub async fn get_lease_blob(
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
-    known(&app.pool, &sha256).await?;
+    match known(&app.pool, &sha256).await {
+        Ok(_) => {}
+        Err(Error::NotFound(_)) => return absent(&app, &sha256, sender.token_id).await,
+        Err(error) => return Err(error),
+    }
     if !readable {
         return Err(Error::Forbidden("this lease's run does not name that blob".into()));
     }
-    app.blobs.send(&sha256).await
+    app.blobs.send(&sha256, &headers).await
 }
 
-/// Deletes blobs that nothing refers to, for example the resume states of runs that have ended, until told to stop.
+/// Deletes blobs that nothing refers to, for example the resume states of runs that have ended, and uploads that nobody goes
+/// on with, until told to stop.
 pub async fn sweep(app: App, stop: CancellationToken) {
     loop {
         tokio::select! {
@@ -280,6 +407,9 @@ pub async fn sweep(app: App, stop: CancellationToken) {
 }
 
 async fn sweep_once(app: &App) -> Result<()> {
+    let folder = app.blobs.0.join("incoming");
+    let expired = tokio::task::spawn_blocking(move || incoming::expire(&folder)).await;
+    expired.context("looking for unfinished uploads")?.map_err(storage)?;
     // The row goes first: a file without a row is only waste, a row without its file would be a lie.
     let gone = sqlx::query_scalar!(
         "delete from blob b where b.sha256 in (

@@ -10,6 +10,7 @@ use crate::{
 use axum::{
     Json,
     extract::{Path, Query, State},
+    http::HeaderMap,
     response::Response,
 };
 use causeway_protocol::{SimilarityReport, SpectrumReport};
@@ -114,9 +115,13 @@ pub async fn get_checkpoint(pool: &PgPool, digest: &str) -> Result<Checkpoint> {
 #[utoipa::path(get, path = "/api/v1/checkpoints/{digest}/file", operation_id = "download_checkpoint", tag = "results",
     params(("digest" = String, Path)),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404)))]
-pub async fn download_checkpoint(State(app): State<App>, Path(digest): Path<String>) -> Result<Response> {
+pub async fn download_checkpoint(
+    State(app): State<App>,
+    Path(digest): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response> {
     let checkpoint = get_checkpoint(&app.pool, &digest).await?;
-    let mut response = blobs::get_blob(State(app), Path(checkpoint.digest.clone())).await?;
+    let mut response = blobs::file(&app, &checkpoint.digest, &headers).await?;
     let name =
         format!("attachment; filename=\"{}-{}.safetensors\"", checkpoint.method, &checkpoint.digest[..12]);
     if let Ok(value) = name.parse() {

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use causeway_protocol::Problem;
+use causeway_protocol::{Problem, UPLOAD_OFFSET};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -27,6 +27,17 @@ pub enum Error {
     /// 404: nothing of that name.
     #[error("{0}")]
     NotFound(String),
+    /// 400: the bytes of a blob are not what its name says.
+    #[error("{0}")]
+    DigestMismatch(String),
+    /// 409: an upload goes on somewhere else.
+    #[error("{here} bytes of this blob are here, so the next piece begins there and not at {given}")]
+    UploadOffset {
+        /// Bytes that are here.
+        here: u64,
+        /// Where the piece begins.
+        given: u64,
+    },
     /// 409: the state of things does not allow it.
     #[error("{0}")]
     Conflict(String),
@@ -81,6 +92,10 @@ impl Error {
             Error::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "Not signed in"),
             Error::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "Not allowed"),
             Error::NotFound(_) => (StatusCode::NOT_FOUND, "not-found", "Not found"),
+            Error::DigestMismatch(_) => (StatusCode::BAD_REQUEST, "digest-mismatch", "Wrong bytes"),
+            Error::UploadOffset { .. } => {
+                (StatusCode::CONFLICT, "mismatching-upload-offset", "The upload goes on somewhere else")
+            }
             Error::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Not possible in this state"),
             Error::StaleLease => (StatusCode::CONFLICT, "stale-lease", "The lease is gone"),
             Error::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large"),
@@ -109,6 +124,7 @@ impl IntoResponse for Error {
         self.log();
         let (status, kind, title) = self.kind();
         let detail = self.to_string();
+        let here = if let Error::UploadOffset { here, .. } = self { Some(here) } else { None };
         let errors = if let Error::Invalid(problems) = self { problems } else { Vec::new() };
         let body = ProblemDetails {
             kind: format!("/problems/{kind}"),
@@ -121,6 +137,9 @@ impl IntoResponse for Error {
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(here) = here {
+            response.headers_mut().insert(UPLOAD_OFFSET, here.into());
+        }
         response
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     runs::parts,
 };
 use causeway_protocol::{
-    Event, EventBatch, JournalLine, LogLine, Phase, PointRecord, Report, ReportLine, RunProgress, Spec,
+    Event, EventBatch, JournalLine, LogLine, Phase, Place, PointRecord, Report, ReportLine, RunProgress, Spec,
 };
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -31,14 +31,15 @@ pub async fn ingest(conn: &mut PgConnection, lease: &Fenced, batch: EventBatch) 
     let mut shipped = lease.shipped_seq.cast_unsigned();
     let mut values = Batch::default();
     for line in batch.lines {
-        if line.seq <= shipped {
-            continue;
-        }
-        if line.seq != shipped + 1 {
-            return Err(Error::BadRequest(format!(
-                "journal line {} does not follow line {shipped}, the last one here",
-                line.seq
-            )));
+        match Place::of(line.seq, shipped) {
+            Place::Known => continue,
+            Place::Next => {}
+            Place::Gap => {
+                return Err(Error::BadRequest(format!(
+                    "journal line {} does not follow line {shipped}, the last one here",
+                    line.seq
+                )));
+            }
         }
         shipped = line.seq;
         if lease.rank > 0 {

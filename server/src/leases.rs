@@ -4,7 +4,10 @@
 use crate::{
     ApiJson, App, Error, Result, analysis, ingest, runs,
     runs::parts,
-    scheduler::{Cause, end_attempt, give_back},
+    scheduler::{
+        end_attempt, give_back,
+        retry::{Cause, Then, Verdict, verdict},
+    },
     wake::Listener,
     workers,
 };
@@ -112,12 +115,14 @@ fn wait(ms: u64) -> Duration {
     Duration::from_millis(ms.min(WAIT_MS_MAX))
 }
 
-/// A lease of this worker that its agent does not hold: newly assigned, or one whose answer was lost on the way.
+/// A lease of this worker that its agent does not hold: newly assigned, or one whose answer was lost on the way. Once lines
+/// have come under it, it was held; an agent that does not know it has lost the journal, and another one's first lines would
+/// be taken for those that are here. Such a lease runs out.
 async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
     let mut tx = app.pool.begin().await?;
     let lease = sqlx::query!(
         "select id, run_id, attempt_id, attempt, epoch, rank from lease
-         where worker_id = $1 and id <> all($2) order by id limit 1 for update",
+         where worker_id = $1 and id <> all($2) and shipped_seq = 0 order by id limit 1 for update",
         request.worker_id,
         &request.held,
     )
@@ -408,18 +413,12 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
         sqlx::query_scalar!("select cancel_requested from run where id = $1 for update", lease.run_id)
             .fetch_one(&mut *conn)
             .await?;
-    let (attempt_state, cause) = match end.outcome {
-        Outcome::Succeeded | Outcome::HandedOver => ("succeeded", None),
-        Outcome::Failed | Outcome::Crashed => ("failed", Some(Cause::Bug)),
-        Outcome::Cancelled => ("cancelled", None),
-        Outcome::Yielded => ("yielded", Some(Cause::Yielded)),
-        Outcome::Interrupted => ("lost", Some(Cause::Interrupted)),
-    };
+    let Verdict { attempt, cause, run } = verdict(end.outcome, cancelled);
     sqlx::query!(
         "update attempt set state = $2, reason = $3, exit_code = $4, signal = $5, cause = $6, ended_at = now()
          where id = $1",
         lease.attempt_id,
-        attempt_state,
+        attempt.as_str(),
         end.reason,
         end.exit_code,
         end.signal,
@@ -429,20 +428,18 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     .await?;
     // Of all its workers: what the others still say is not heard any more.
     end_attempt(conn, lease.attempt_id).await?;
-    match end.outcome {
-        Outcome::Succeeded => runs::change_state(conn, lease.run_id, RunState::Succeeded, "").await,
-        Outcome::Failed => runs::change_state(conn, lease.run_id, RunState::Failed, &end.reason).await,
-        Outcome::Cancelled if cancelled => {
-            runs::change_state(conn, lease.run_id, RunState::Cancelled, "cancelled").await
+    match run {
+        Then::Ends(state) => {
+            let reason = match state {
+                RunState::Failed => &end.reason,
+                RunState::Cancelled => "cancelled",
+                _ => "",
+            };
+            runs::change_state(conn, lease.run_id, state, reason).await
         }
-        Outcome::HandedOver | Outcome::Yielded => {
-            give_back(conn, lease.run_id, Cause::Yielded, &end.reason).await.map(drop)
-        }
-        Outcome::Interrupted => {
-            give_back(conn, lease.run_id, Cause::Interrupted, &end.reason).await.map(drop)
-        }
-        Outcome::Crashed | Outcome::Cancelled => {
-            if give_back(conn, lease.run_id, Cause::Bug, &end.reason).await? == RunState::Queued {
+        Then::GivenBack(cause) => {
+            let next = give_back(conn, lease.run_id, cause, &end.reason).await?;
+            if cause == Cause::Bug && next == RunState::Queued {
                 pause(conn, lease.run_id).await?;
             }
             Ok(())

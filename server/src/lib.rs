@@ -42,6 +42,7 @@ pub mod runs;
 pub mod scheduler;
 pub mod search;
 pub mod serve;
+pub mod tls;
 pub mod wake;
 pub mod workers;
 
@@ -61,6 +62,8 @@ pub struct App {
     pub wake: wake::Wake,
     /// The host names this server answers to.
     pub hosts: Hosts,
+    /// Whether browsers reach it by TLS, so that they keep their session from plain http.
+    pub tls: bool,
     /// How long a lease lasts unless renewed, seconds.
     pub lease_seconds: f64,
     /// Cancelled when the server is to stop: held requests answer at once.
@@ -164,8 +167,12 @@ fn command_routes() -> OpenApiRouter<App> {
 
 /// Bodies of these are streams, so no body limit but their own applies.
 fn blob_routes() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
-    let user = OpenApiRouter::new().routes(routes!(blobs::put_blob, blobs::get_blob));
-    let worker = OpenApiRouter::new().routes(routes!(blobs::put_lease_blob, blobs::get_lease_blob));
+    let user = OpenApiRouter::new().routes(routes!(blobs::put_blob, blobs::patch_blob, blobs::get_blob));
+    let worker = OpenApiRouter::new().routes(routes!(
+        blobs::put_lease_blob,
+        blobs::patch_lease_blob,
+        blobs::get_lease_blob
+    ));
     (user, worker)
 }
 

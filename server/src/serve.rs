@@ -8,9 +8,10 @@ use crate::{
     database, launch,
     postgres::Embedded,
     router, scheduler, search,
+    tls::{Certificate, TlsListener},
     wake::Wake,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::{
     fs,
@@ -45,6 +46,19 @@ pub struct ServeArgs {
     /// A host name, besides the loopback ones, that requests may name; may be repeated
     #[arg(long = "host", env = "CAUSEWAY_HOSTS", value_delimiter = ',')]
     pub hosts: Vec<String>,
+    /// File of the server's certificate and those that vouch for it (PEM): the server then speaks TLS. A renewed one is
+    /// taken up without a restart
+    #[arg(long, env = "CAUSEWAY_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// File of the certificate's key (PEM)
+    #[arg(long, env = "CAUSEWAY_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Listen for other machines without TLS: behind a proxy that has it, or on a network that is trusted
+    #[arg(long, env = "CAUSEWAY_INSECURE_HTTP")]
+    pub insecure_http: bool,
+    /// Folder of blobs; several servers of one database share one
+    #[arg(long, env = "CAUSEWAY_BLOBS", value_name = "DIR")]
+    pub blobs: Option<PathBuf>,
     /// Seconds after which a silent worker's lease is taken back
     #[arg(long, env = "CAUSEWAY_LEASE_SECONDS", default_value_t = scheduler::LEASE_SECONDS)]
     pub lease_seconds: f64,
@@ -61,6 +75,7 @@ pub struct ServeArgs {
 pub async fn serve(args: ServeArgs) -> Result<()> {
     let launchers =
         args.launchers.iter().map(|line| launch::Beside::parse(line)).collect::<Result<Vec<_>>>()?;
+    let certificate = certificate(&args)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -77,7 +92,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
             (embedded.url(), Some(embedded.supervise(stop_postgres.clone()).await?))
         }
     };
-    let served = serve_with(&args, &url, launchers, &stop).await;
+    let served = serve_with(&args, &url, certificate, launchers, &stop).await;
     stop.cancel();
     stop_postgres.cancel();
     if let Some(postgres) = postgres {
@@ -86,18 +101,34 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     served
 }
 
+/// What the server shows for itself. Other machines are not to send their tokens to one that shows nothing.
+fn certificate(args: &ServeArgs) -> Result<Option<Certificate>> {
+    if let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) {
+        return Certificate::read(chain, key).map(Some);
+    }
+    ensure!(
+        args.listen.ip().is_loopback() || args.insecure_http,
+        "--listen {}: other machines would send their tokens in the clear. Give --tls-cert and --tls-key; or, behind a \
+         proxy that speaks TLS or on a network that you trust, --insecure-http",
+        args.listen
+    );
+    Ok(None)
+}
+
 async fn serve_with(
     args: &ServeArgs,
     url: &str,
+    certificate: Option<Certificate>,
     launchers: Vec<launch::Beside>,
     stop: &CancellationToken,
 ) -> Result<()> {
     let pool = database::connect(url).await?;
     let app = App {
         pool: pool.clone(),
-        blobs: Blobs::open(&args.state.join("blobs"))?,
+        blobs: Blobs::open(args.blobs.as_deref().unwrap_or(&args.state.join("blobs")))?,
         wake: Wake::default(),
         hosts: Hosts::new(args.hosts.iter().cloned()),
+        tls: certificate.is_some(),
         lease_seconds: args.lease_seconds,
         stop: stop.clone(),
     };
@@ -110,12 +141,19 @@ async fn serve_with(
     ];
     let listener = listen(args.listen).await?;
     let address = listener.local_addr()?;
-    let url = format!("http://{address}");
+    let url = match &certificate {
+        // By a name that is in the certificate, most likely.
+        Some(_) => match args.hosts.first() {
+            Some(host) => format!("https://{host}:{}", address.port()),
+            None => format!("https://{address}"),
+        },
+        None => own_url(address),
+    };
     announce(&args.state, &url, &user)?;
     println!("listening on {url}");
     tracing::info!(%address, "serving");
     for launcher in launchers {
-        let (url, state, stop) = (own_url(address), args.state.clone(), stop.clone());
+        let (url, state, stop) = (url.clone(), args.state.clone(), stop.clone());
         tasks.push(tokio::spawn(async move { launcher.run(url, &state, stop).await }));
     }
     let signalled = stop.clone();
@@ -123,14 +161,9 @@ async fn serve_with(
         wait_for_signal().await;
         signalled.cancel();
     });
-    let draining = stop.clone();
-    let server = axum::serve(tcp_nodelay(listener), router(app).into_make_service())
-        .with_graceful_shutdown(async move { draining.cancelled().await });
-    let drained = stop.clone();
-    tokio::select! {
-        served = server => served?,
-        // A client that holds a connection open must not hold up the end.
-        () = async { drained.cancelled().await; tokio::time::sleep(DRAIN).await } => {}
+    match certificate {
+        Some(certificate) => answer(TlsListener::new(listener, certificate)?, app, stop).await?,
+        None => answer(tcp_nodelay(listener), app, stop).await?,
     }
     for task in tasks {
         let _ = task.await;
@@ -138,6 +171,22 @@ async fn serve_with(
     pool.close().await;
     let _ = fs::remove_file(args.state.join("server.json"));
     Ok(())
+}
+
+/// Answers requests until told to stop.
+async fn answer(
+    listener: impl axum::serve::Listener<Addr = SocketAddr>,
+    app: App,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let draining = stop.clone();
+    let server = axum::serve(listener, router(app).into_make_service())
+        .with_graceful_shutdown(async move { draining.cancelled().await });
+    tokio::select! {
+        served = server => Ok(served?),
+        // A client that holds a connection open must not hold up the end.
+        () = async { stop.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
+    }
 }
 
 /// Where this process reaches its own server: a listener on every address is on the loopback one too.

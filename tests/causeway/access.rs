@@ -65,7 +65,7 @@ async fn foreign_hosts_origins_and_content_types_are_refused() -> Result<()> {
 async fn the_printed_url_signs_a_browser_in() -> Result<()> {
     let server = Server::start().await?;
     let announced: Value = serde_json::from_str(&fs::read_to_string(server.state().join("server.json"))?)?;
-    let browser = reqwest::Client::builder().redirect(redirect::Policy::none()).build()?;
+    let browser = causeway_tests::http().redirect(redirect::Policy::none()).build()?;
     let answer = browser.get(announced["sign_in_url"].as_str().unwrap()).send().await?;
     assert_eq!(answer.status(), StatusCode::SEE_OTHER);
     let cookie = answer.headers()["set-cookie"].to_str()?.to_owned();

@@ -1,7 +1,9 @@
 //! A real `causeway serve` with its own embedded Postgres.
 
+use crate::authority::Authority;
 use crate::process::{Process, binary, repository, wait_for};
 use anyhow::{Context, Result, bail};
+use causeway_connect::Trust;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use std::{
@@ -18,6 +20,7 @@ pub struct Server {
     folder: TempDir,
     lease_seconds: f64,
     environment: Vec<(String, String)>,
+    authority: Option<Authority>,
     port: u16,
     /// HTTP client.
     pub client: Client,
@@ -45,11 +48,32 @@ impl Server {
     /// # Errors
     /// If it does not come up.
     pub async fn with(lease_seconds: f64, environment: &[(&str, &str)]) -> Result<Server> {
-        let folder = tempfile::Builder::new().prefix("cw").tempdir()?;
-        let client = Client::builder().pool_max_idle_per_host(0).build()?;
         let environment =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut server = Server { process: None, folder, lease_seconds, environment, port: 0, client };
+        Server::on(tempfile::Builder::new().prefix("cw").tempdir()?, lease_seconds, environment, None).await
+    }
+
+    /// Starts a server that speaks TLS as `localhost`, with a certificate that ends in so many days.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn over_tls(days: i64) -> Result<Server> {
+        let folder = tempfile::Builder::new().prefix("cw").tempdir()?;
+        let authority = Authority::make(folder.path())?;
+        authority.certify("localhost", days)?;
+        Server::on(folder, 30.0, authority.server_environment(), Some(authority)).await
+    }
+
+    async fn on(
+        folder: TempDir,
+        lease_seconds: f64,
+        environment: Vec<(String, String)>,
+        authority: Option<Authority>,
+    ) -> Result<Server> {
+        let trust = Trust { ca: authority.as_ref().map(Authority::file), insecure_http: false };
+        let client = trust.client("http://localhost")?.pool_max_idle_per_host(0).build()?;
+        let mut server =
+            Server { process: None, folder, lease_seconds, environment, authority, port: 0, client };
         server.restart().await?;
         Ok(server)
     }
@@ -131,9 +155,22 @@ impl Server {
         Ok(text.lines().next().context("pid")?.parse()?)
     }
 
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The URL.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        match self.authority {
+            Some(_) => format!("https://localhost:{}", self.port),
+            None => format!("http://127.0.0.1:{}", self.port),
+        }
+    }
+
+    /// Who has signed its certificate, if it has one.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
     }
 
     /// A token of that kind: `user` or `worker`.

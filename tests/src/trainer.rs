@@ -1,7 +1,7 @@
 //! A real `causeway-trainer work` beside a server.
 
 use crate::{
-    Server,
+    Authority, Server,
     process::{Process, binary, repository},
 };
 use anyhow::Result;
@@ -18,6 +18,7 @@ pub struct Trainer {
     process: Option<Process>,
     name: String,
     server_url: String,
+    ca: Option<PathBuf>,
     token_file: PathBuf,
     state: PathBuf,
     data: Vec<PathBuf>,
@@ -39,7 +40,15 @@ impl Trainer {
     /// # Errors
     /// If it cannot be started.
     pub fn with_commands(server: &Server) -> Result<Trainer> {
-        Trainer::launch("commands", server, &[], &["--allow-commands"])
+        Trainer::with_commands_through(server, &server.url())
+    }
+
+    /// The same, with the server at another address.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn with_commands_through(server: &Server, url: &str) -> Result<Trainer> {
+        Trainer::launch("commands", server, url, &[], &["--allow-commands"])
     }
 
     /// The same under a name; each name has a state folder of its own.
@@ -47,12 +56,13 @@ impl Trainer {
     /// # Errors
     /// If it cannot be started.
     pub fn start_as(name: &str, server: &Server, more: &[&Path]) -> Result<Trainer> {
-        Trainer::launch(name, server, more, &[])
+        Trainer::launch(name, server, &server.url(), more, &[])
     }
 
     fn launch(
         name: &str,
         server: &Server,
+        url: &str,
         more: &[&Path],
         options: &'static [&'static str],
     ) -> Result<Trainer> {
@@ -61,7 +71,8 @@ impl Trainer {
         let mut trainer = Trainer {
             process: None,
             name: name.to_owned(),
-            server_url: server.url(),
+            server_url: url.to_owned(),
+            ca: server.authority().map(Authority::file),
             token_file: server.state().join("worker.token"),
             state: server.folder().join(format!("worker-{name}")),
             data,
@@ -81,6 +92,7 @@ impl Trainer {
         command
             .args(["work", "--server", &self.server_url, "--name", &self.name])
             .args(self.options)
+            .envs(self.ca.iter().map(|file| ("CAUSEWAY_CA", file)))
             .arg("--token-file")
             .arg(&self.token_file)
             .arg("--state")

@@ -1,6 +1,7 @@
 //! The binary `causeway-trainer`.
 
 use anyhow::{Context, Result};
+use causeway_connect::Trust;
 use causeway_protocol::{Alpha, Kind, SimilarityAnalysis};
 use causeway_trainer::agent::{self, Work};
 use causeway_trainer::analysis::command::{Compare, Spectrum};
@@ -130,6 +131,8 @@ struct WorkArgs {
     /// URL of the server.
     #[arg(long, env = "CAUSEWAY_SERVER", default_value = "http://127.0.0.1:7411")]
     server: String,
+    #[command(flatten)]
+    trust: Trust,
     /// File with a worker token.
     #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]
     token_file: PathBuf,
@@ -175,11 +178,22 @@ impl WorkArgs {
         let idle = self.idle_seconds.map(Duration::from_secs);
         let grace = Duration::from_secs(self.grace_seconds);
         let WorkArgs {
-            server, token_file, state, data, name, devices, labels, allow_commands, address, ..
+            server,
+            trust,
+            token_file,
+            state,
+            data,
+            name,
+            devices,
+            labels,
+            allow_commands,
+            address,
+            ..
         } = self;
         let (data, threads) = (data.data, self.threads);
         Work {
             server,
+            trust,
             token_file,
             state,
             data,

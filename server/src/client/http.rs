@@ -1,6 +1,7 @@
 //! Finding the server and talking to it.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use causeway_connect::{Trust, explain};
 use clap::Args;
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
@@ -22,6 +23,8 @@ pub struct Connection {
     // Not `state`: `causeway runs --state` has that name, and clap tells options apart by the fields'.
     #[arg(long, env = "CAUSEWAY_STATE", default_value = ".state")]
     server_state: PathBuf,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 /// A server that can be asked.
@@ -34,10 +37,10 @@ pub struct Server {
 }
 
 impl Connection {
-    /// To the server at `url`, with the user token in that file.
-    pub fn of(url: &str, token_file: &Path) -> Connection {
+    /// The same, but to the server on this machine at `url`, with the user token in that file.
+    pub fn to_own(&self, url: &str, token_file: &Path) -> Connection {
         let (server, token_file) = (Some(url.to_owned()), Some(token_file.to_owned()));
-        Connection { server, token_file, server_state: PathBuf::new() }
+        Connection { server, token_file, trust: self.trust.on_this_machine(), ..self.clone() }
     }
 
     /// Reads URL and token.
@@ -45,6 +48,7 @@ impl Connection {
     /// # Errors
     /// If neither the options nor the state folder tell them.
     pub fn open(&self) -> Result<Server> {
+        let mut trust = self.trust.clone();
         let url = match &self.server {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => {
@@ -57,13 +61,15 @@ impl Connection {
                 })?;
                 let known: Value =
                     serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+                trust = trust.on_this_machine();
                 known["url"].as_str().context("server.json names no url")?.to_owned()
             }
         };
         let path = self.token_file.clone().unwrap_or_else(|| self.server_state.join("user.token"));
         let token = fs::read_to_string(&path)
             .with_context(|| format!("reading the token in {}: give --token-file", path.display()))?;
-        Ok(Server { client: Client::new(), url, token: token.trim().to_owned() })
+        let client = trust.client(&url)?.build().context("making the HTTP client")?;
+        Ok(Server { client, url, token: token.trim().to_owned() })
     }
 }
 
@@ -92,7 +98,17 @@ impl Server {
     /// # Errors
     /// If the server cannot be reached, or answers with a problem.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response> {
-        let response = request.send().await.with_context(|| format!("no answer from {}", self.url))?;
+        let response = request.send().await;
+        let response =
+            response.map_err(|error| anyhow!("no answer from {}: {}", self.url, explain(error)))?;
+        Server::check(response).await
+    }
+
+    /// Turns a problem into an error that names field and rule.
+    ///
+    /// # Errors
+    /// If the answer is a problem.
+    pub async fn check(response: Response) -> Result<Response> {
         if response.status().is_success() {
             return Ok(response);
         }

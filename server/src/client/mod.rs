@@ -6,6 +6,7 @@ mod results;
 mod search;
 mod spec_file;
 mod submit;
+mod upload;
 
 pub use http::{Connection, Server};
 pub use queue::{CloneArgs, ProjectsCommand, RunIds, WorkersCommand, act, clone, projects, queue, workers};

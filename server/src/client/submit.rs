@@ -1,18 +1,16 @@
 //! Submitting runs, watching them and stopping them.
 
-use super::{http::Server, spec_file::expand};
-use anyhow::{Context, Result, bail};
+use super::{http::Server, spec_file::expand, upload::upload};
+use anyhow::{Result, bail};
 use clap::Args;
-use reqwest::{Body, Method, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    io::{IsTerminal, Read},
+    io::IsTerminal,
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio_util::io::ReaderStream;
 
 /// Pause between two looks at a run.
 const POLL: Duration = Duration::from_secs(2);
@@ -97,35 +95,6 @@ pub(super) async fn upload_files(server: &Server, spec: &mut Value, beside: &Pat
         }
     }
     Ok(())
-}
-
-async fn upload(server: &Server, path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let bytes = file.metadata()?.len();
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-    loop {
-        let n = file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
-        if n == 0 {
-            break;
-        }
-        hash.update(&buffer[..n]);
-    }
-    let sha256 = causeway_protocol::hex(&hash.finalize());
-    let there = server.request(Method::HEAD, &format!("/blobs/{sha256}")).send().await;
-    if there.is_ok_and(|answer| answer.status().is_success()) {
-        return Ok(sha256);
-    }
-    let bar = indicatif::ProgressBar::new(bytes).with_style(indicatif::ProgressStyle::with_template(
-        "uploading {msg}  {bytes}/{total_bytes}  {bytes_per_sec}",
-    )?);
-    bar.set_message(path.display().to_string());
-    let reader = bar.wrap_async_read(tokio::fs::File::open(path).await?);
-    let body = Body::wrap_stream(ReaderStream::with_capacity(reader, 1 << 20));
-    let request =
-        server.request(Method::PUT, &format!("/blobs/{sha256}")).header("content-length", bytes).body(body);
-    server.send(request).await.with_context(|| format!("uploading {}", path.display()))?;
-    bar.finish_and_clear();
-    Ok(sha256)
 }
 
 /// Options of `causeway runs`.

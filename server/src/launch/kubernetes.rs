@@ -2,7 +2,8 @@
 //! without `completions`): each pod ends when it has been idle for long enough, and when all have, the Job is complete.
 
 use super::pilot::MARGIN_MIN;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use causeway_connect::Trust;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -21,6 +22,12 @@ pub struct KubernetesArgs {
     /// URL of the server as the pods reach it
     #[arg(long, value_name = "URL")]
     pilot_server: String,
+    /// Let pods ask a server over plain http, on a network that you trust
+    #[arg(long)]
+    pilot_insecure_http: bool,
+    /// Key of the Secret that holds the authority which signed the server's certificate, unless it is a public one
+    #[arg(long, value_name = "KEY")]
+    pilot_ca: Option<String>,
     /// Image of the trainer (docker/trainer.Dockerfile)
     #[arg(long)]
     image: String,
@@ -76,11 +83,9 @@ impl KubernetesArgs {
         for (option, name) in named {
             name.map(|name| dns_label(option, name)).transpose()?;
         }
-        ensure!(
-            self.pilot_server.starts_with("http://") || self.pilot_server.starts_with("https://"),
-            "--pilot-server {:?} is no URL: http://… or https://…",
-            self.pilot_server
-        );
+        Trust { ca: None, insecure_http: self.pilot_insecure_http }
+            .check(&self.pilot_server)
+            .context("--pilot-server, for which the flag is --pilot-insecure-http")?;
         ensure!(!self.image.trim().is_empty(), "--image is empty");
         let devices: Vec<String> = (0..self.gpus).map(|index| format!("cuda:{index}")).collect();
         let devices = if devices.is_empty() { "cpu".to_owned() } else { devices.join(",") };
@@ -140,6 +145,13 @@ impl KubernetesArgs {
                 },
             },
         });
+        let trust = [
+            self.pilot_ca.as_ref().map(|key| variable("CAUSEWAY_CA", format!("{TOKEN}/{key}"))),
+            self.pilot_insecure_http.then(|| variable("CAUSEWAY_INSECURE_HTTP", "true".to_owned())),
+        ];
+        if let Value::Array(variables) = &mut job["spec"]["template"]["spec"]["containers"][0]["env"] {
+            variables.extend(trust.into_iter().flatten());
+        }
         if let Some(namespace) = &self.namespace {
             job["metadata"]["namespace"] = json!(namespace);
         }

@@ -179,7 +179,7 @@ mod tests {
         );
         let last = text.lines().last().unwrap();
         assert!(
-            last.starts_with("exec /gpfs/proj/bin/causeway-trainer work --server http://head:7411 "),
+            last.starts_with("exec /gpfs/proj/bin/causeway-trainer work --server https://head:7411 "),
             "{last}"
         );
     }

@@ -12,7 +12,6 @@ mod pilot;
 mod server;
 mod slurm;
 
-use crate::client::Connection;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use std::path::Path;
@@ -86,7 +85,7 @@ impl Beside {
     /// Launches until told to stop. What fails is told and tried again; the server does not depend on it.
     pub async fn run(self, url: String, state: &Path, stop: CancellationToken) {
         let mut args = self.0;
-        args.connection = Connection::of(&url, &state.join("user.token"));
+        args.connection = args.connection.to_own(&url, &state.join("user.token"));
         if let Err(error) = slurm::run(&args, stop).await {
             tracing::error!(
                 error = format!("{error:#}"),

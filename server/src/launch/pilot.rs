@@ -3,6 +3,7 @@
 
 use crate::auth;
 use anyhow::{Context, Result, bail, ensure};
+use causeway_connect::Trust;
 use clap::Args;
 use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf};
 
@@ -28,6 +29,12 @@ pub struct PilotArgs {
     /// URL of the server as the nodes reach it; by default the one used here
     #[arg(long, value_name = "URL")]
     pub pilot_server: Option<String>,
+    /// File, on the nodes, of the authority that signed the server's certificate, unless it is a public one
+    #[arg(long, value_name = "FILE")]
+    pub pilot_ca: Option<PathBuf>,
+    /// Let pilots ask a server on another machine over plain http, on a network that you trust
+    #[arg(long)]
+    pub pilot_insecure_http: bool,
     /// Devices of a pilot, such as cuda:0,cuda:1 or cpu; by default as many as it asks GPUs for, or else the CPU
     #[arg(long, value_delimiter = ',', value_name = "DEVICES")]
     pub devices: Vec<String>,
@@ -62,9 +69,15 @@ impl PilotArgs {
 
     /// The words of the trainer, quoted for a shell. `state` and `name` are shell words already.
     pub fn command(&self, server: &str, devices: &[String], state: &str, name: &str) -> Result<String> {
+        Trust { ca: None, insecure_http: self.pilot_insecure_http }
+            .check(server)
+            .context("--pilot-server, for which the flag is --pilot-insecure-http")?;
         let mut words = vec![self.trainer().to_string_lossy().into_owned(), "work".to_owned()];
         let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
         option("--server", server.to_owned());
+        if let Some(ca) = &self.pilot_ca {
+            option("--ca", ca.to_string_lossy().into_owned());
+        }
         option("--token-file", self.work_dir.join(TOKEN).to_string_lossy().into_owned());
         for folder in &self.data {
             option("--data", folder.to_string_lossy().into_owned());
@@ -75,6 +88,9 @@ impl PilotArgs {
         }
         option("--idle-seconds", self.idle.to_string());
         option("--grace-seconds", (self.margin_seconds - LAST_SECONDS).to_string());
+        if self.pilot_insecure_http {
+            words.push("--insecure-http".to_owned());
+        }
         let quoted = shlex::try_join(words.iter().map(String::as_str));
         let quoted = quoted.context("the trainer's options hold a byte that no command line takes")?;
         Ok(format!("{quoted} --state {state} --name {name}"))
@@ -147,7 +163,9 @@ pub mod tests {
             work_dir: "/scratch/cw".into(),
             data: vec!["/data".into(), "/data/my assets".into()],
             trainer: Some("/opt/cw/causeway-trainer".into()),
-            pilot_server: Some("http://head:7411".into()),
+            pilot_server: Some("https://head:7411".into()),
+            pilot_ca: None,
+            pilot_insecure_http: false,
             devices: Vec::new(),
             threads: None,
             idle: 300,
@@ -167,12 +185,23 @@ pub mod tests {
     #[test]
     fn the_command_names_the_tokens_file_and_not_the_token() {
         let command =
-            args().command("http://head:7411", &["cpu".to_owned()], "\"$state\"", "\"$name\"").unwrap();
+            args().command("https://head:7411", &["cpu".to_owned()], "\"$state\"", "\"$name\"").unwrap();
         assert_eq!(
             command,
-            "/opt/cw/causeway-trainer work --server http://head:7411 --token-file /scratch/cw/worker.token --data /data \
+            "/opt/cw/causeway-trainer work --server https://head:7411 --token-file /scratch/cw/worker.token --data /data \
              --data '/data/my assets' --devices cpu --idle-seconds 300 --grace-seconds 90 --state \"$state\" --name \"$name\""
         );
+    }
+
+    #[test]
+    fn pilots_send_their_token_over_tls_or_by_express_wish() {
+        let command = |pilot: PilotArgs, server: &str| pilot.command(server, &["cpu".to_owned()], "s", "n");
+        let error = format!("{:#}", command(args(), "http://head:7411").unwrap_err());
+        assert!(error.contains("--pilot-insecure-http"), "{error}");
+        let wished = PilotArgs { pilot_insecure_http: true, ..args() };
+        assert!(command(wished, "http://head:7411").unwrap().contains(" --insecure-http --state s"));
+        let lab = PilotArgs { pilot_ca: Some("/etc/lab.pem".into()), ..args() };
+        assert!(command(lab, "https://head:7411").unwrap().contains(" --ca /etc/lab.pem "));
     }
 
     #[test]

@@ -11,10 +11,11 @@ pub mod plan;
 mod preempt;
 mod queue;
 mod rescue;
+pub mod retry;
 
 pub use assign::YIELD_SECONDS;
 pub use queue::{__path_list_queue, QueueEntry, list_queue, queue, refuse_impossible, why_waiting};
-pub use rescue::{Cause, end_attempt, give_back};
+pub use rescue::{end_attempt, give_back};
 
 use crate::{App, Result};
 use sqlx::PgConnection;

@@ -1,42 +1,11 @@
-//! What is taken back: leases that ran out, and runs that did not yield in time or are past their limit; and the rule of
-//! retries, which tells a run's own failures from what happens around it.
+//! What is taken back: leases that ran out, and runs that did not yield in time or are past their limit.
 
+use super::retry::{Cause, Standing};
 use crate::{Result, runs};
 use causeway_protocol::RunState;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
-
-/// Ends in a row that were no fault of the run's, before it is given up: something about it kills its workers.
-const SETBACKS_MAX: i32 = 10;
-
-/// How an attempt ended, for the rule of retries.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Cause {
-    /// Its own process: a crash, an error. Spends one of the run's attempts.
-    Bug,
-    /// Its worker went silent.
-    LostWorker,
-    /// Its worker shut down, or its host ran out of memory.
-    Interrupted,
-    /// It gave its devices back on request.
-    Yielded,
-    /// It was asked to yield and did not in time.
-    NotYielded,
-}
-
-impl Cause {
-    /// The word in SQL and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::Bug => "bug",
-            Cause::LostWorker => "lost_worker",
-            Cause::Interrupted => "interrupted",
-            Cause::Yielded => "yielded",
-            Cause::NotYielded => "not_yielded",
-        }
-    }
-}
 
 /// What becomes of a run whose attempt is over without success: back to the queue, set aside, or the end. Counts what
 /// the end costs it. `reason` is that of the attempt.
@@ -50,31 +19,19 @@ pub async fn give_back(conn: &mut PgConnection, id: Uuid, cause: Cause, reason: 
     )
     .fetch_one(&mut *conn)
     .await?;
-    let (mut attempts, mut setbacks) = (run.attempts, run.setbacks);
-    match cause {
-        Cause::Bug => {}
-        Cause::Yielded | Cause::NotYielded => attempts -= 1,
-        Cause::LostWorker | Cause::Interrupted => {
-            attempts -= 1;
-            setbacks += 1;
-        }
-    }
-    let (next, why) = if run.cancel_requested {
-        (RunState::Cancelled, "cancelled".to_owned())
-    } else if cause == Cause::Bug && attempts >= run.max_attempts {
-        (RunState::Failed, format!("{reason}; all {} attempts are used up", run.max_attempts))
-    } else if setbacks >= SETBACKS_MAX {
-        (RunState::Lost, format!("{reason}; {setbacks} times in a row without getting further"))
-    } else if run.yield_for.as_deref() == Some("pause") {
-        (RunState::Paused, String::new())
-    } else {
-        (RunState::Queued, String::new())
+    let standing = Standing {
+        attempts: run.attempts,
+        max_attempts: run.max_attempts,
+        setbacks: run.setbacks,
+        cancel_requested: run.cancel_requested,
+        pausing: run.yield_for.as_deref() == Some("pause"),
     };
+    let (standing, next, why) = standing.after(cause, reason);
     sqlx::query!(
         "update run set attempts = $2, setbacks = $3, yield_for = null, yield_by = null where id = $1",
         id,
-        attempts,
-        setbacks
+        standing.attempts,
+        standing.setbacks
     )
     .execute(&mut *conn)
     .await?;

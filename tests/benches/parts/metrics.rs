@@ -53,7 +53,7 @@ impl Writer {
     fn new(server: &Server, held: &Held, number: usize) -> Result<Writer> {
         let text = |name: &str| held.grant[name].as_str().map(str::to_owned).context("a grant");
         Ok(Writer {
-            client: reqwest::Client::new(),
+            client: causeway_tests::http().build()?,
             url: format!("{}/api/v1/leases/{}/events", server.url(), text("id")?),
             token: server.token("worker")?,
             epoch: held.grant["epoch"].as_i64().context("epoch")?,
@@ -305,7 +305,7 @@ async fn timed(
     what: &str,
     path: impl Fn(usize) -> String,
 ) -> Result<(Vec<f64>, String)> {
-    let client = reqwest::Client::new();
+    let client = causeway_tests::http().build()?;
     let token = server.token("user")?;
     let (mut times, mut last) = (Vec::new(), String::new());
     for request in 0..REQUESTS {

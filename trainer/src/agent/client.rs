@@ -2,19 +2,18 @@
 //! for ever: a control-plane error never ends a training process. Only a refusal reaches the caller.
 
 use crate::random::SplitMix64;
-use anyhow::{Context, Result, ensure};
-use causeway_protocol::hex;
+use anyhow::{Context, Result};
+use causeway_connect::{Trust, explain};
 use causeway_protocol::{
     EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, LeaseGrant, LeaseRequest,
     RegisterWorker, RenewedLease,
 };
+use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 /// Shortest and longest wait before asking again.
@@ -26,9 +25,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// How long a server may say that its disk is full before that is the end of the attempt.
 const FULL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an answer may take on top of what the server was asked to wait.
-const ANSWER: Duration = Duration::from_secs(30);
-/// Slowest upload or download that is waited for, bytes per second.
-const BLOB_RATE: u64 = 256 * 1024;
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 
 /// Why the server will not do what it was asked, however often.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,8 +76,9 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at `url`. The token is read from its file for each request, so that it may be replaced.
-    pub fn new(url: &str, token_file: &Path) -> Result<Client> {
-        let http = reqwest::Client::builder()
+    pub fn new(url: &str, trust: &Trust, token_file: &Path) -> Result<Client> {
+        let http = trust
+            .client(url)?
             .connect_timeout(Duration::from_secs(5))
             .user_agent(concat!("causeway-trainer/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -134,7 +132,7 @@ impl Client {
     async fn post<T>(
         &self,
         lease: Lease,
-        what: &str,
+        what: &'static str,
         request: &impl Serialize,
         timeout: Duration,
         read: impl AsyncFn(Response) -> reqwest::Result<T>,
@@ -147,129 +145,134 @@ impl Client {
         })
     }
 
-    /// Sends a blob, unless the server has it.
-    pub async fn upload(&self, lease: Lease, sha256: &str, file: &Path) -> Result<(), Refusal> {
-        let path = format!("leases/{}/blobs/{sha256}?epoch={}", lease.id, lease.epoch);
-        let head = || self.request(Method::HEAD, &path).timeout(ANSWER);
-        match self.send("look for a blob", head, nothing).await {
-            Ok(()) => return Ok(()),
-            // There, from another run: this one need not be able to read it.
-            Err(Answer { status: StatusCode::FORBIDDEN, .. }) => return Ok(()),
-            Err(Answer { status: StatusCode::NOT_FOUND, .. }) => {}
-            Err(answer) => return Err(answer.into()),
-        }
-        let open = || -> std::io::Result<(std::fs::File, u64)> {
-            let file = std::fs::File::open(file)?;
-            let bytes = file.metadata()?.len();
-            Ok((file, bytes))
-        };
-        if let Err(error) = open() {
-            return Err(Refusal::Refused(format!("reading {}: {error}", file.display())));
-        }
-        let put = || {
-            let request = self.request(Method::PUT, &path);
-            match open() {
-                Ok((file, bytes)) => request
-                    .header(reqwest::header::CONTENT_LENGTH, bytes)
-                    .body(tokio::fs::File::from_std(file))
-                    .timeout(blob_timeout(bytes)),
-                // Deleted between two tries: an empty body, which the server refuses by its digest.
-                Err(_) => request,
-            }
-        };
-        Ok(self.send("upload a blob", put, nothing).await?)
-    }
-
-    /// Fetches a blob into a file. The inner error is this machine's: a full disk, or bytes that are not what their
-    /// name says.
-    pub async fn download(
-        &self,
-        lease: Lease,
-        sha256: &str,
-        file: &Path,
-    ) -> Result<anyhow::Result<()>, Refusal> {
-        let path = format!("leases/{}/blobs/{sha256}?epoch={}", lease.id, lease.epoch);
-        let build = || self.request(Method::GET, &path);
-        let read = async |response| save(response, sha256, file).await;
-        Ok(self.send("download a blob", build, read).await?)
-    }
-
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    /// A request with the token, which is read anew each time.
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let token = std::fs::read_to_string(&self.token_file).unwrap_or_default();
         self.http.request(method, format!("{}/{path}", self.base)).bearer_auth(token.trim())
     }
 
     /// Sends a request until the server has answered for good and the answer is read: a server that is killed in the
     /// middle of its answer is asked again.
-    async fn send<T>(
+    pub(super) async fn send<T>(
         &self,
-        what: &str,
+        what: &'static str,
         build: impl Fn() -> RequestBuilder,
         read: impl AsyncFn(Response) -> reqwest::Result<T>,
     ) -> Result<T, Answer> {
-        let begin = Instant::now();
-        let mut complained: Option<Instant> = None;
-        let mut backoff = BACKOFF.0;
+        let mut patience = self.patience(what);
         loop {
-            let told = |error| (format!("{:#}", anyhow::Error::new(error)), backoff);
-            let (failure, wait) = match build().send().await {
-                Ok(response) if response.status().is_success() => match read(response).await {
-                    Ok(answer) => {
-                        if complained.is_some() {
-                            tracing::info!(
-                                what,
-                                seconds = begin.elapsed().as_secs(),
-                                "the server answers again"
-                            );
-                        }
-                        return Ok(answer);
-                    }
-                    Err(error) => told(error),
-                },
-                Ok(response) => {
-                    let answer = Answer::read(what, response).await;
-                    let full = answer.status == StatusCode::INSUFFICIENT_STORAGE;
-                    if !answer.may_change() || (full && begin.elapsed() > FULL_PATIENCE) {
-                        return Err(answer);
-                    }
-                    match answer.status {
-                        StatusCode::UNAUTHORIZED => {
-                            let file = self.token_file.display();
-                            (
-                                format!("the token in {file} is not a worker token of this server"),
-                                BACKOFF_TOKEN,
-                            )
-                        }
-                        _ => (answer.to_string(), backoff),
-                    }
+            match self.once(what, build(), &read).await {
+                Ok(answer) => {
+                    patience.rewarded();
+                    return Ok(answer);
                 }
-                Err(error) => told(error),
-            };
-            if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
-                tracing::warn!(what, failure, "the server does not do it; trying on");
-                complained = Some(Instant::now());
+                Err(failure) => patience.after(failure).await?,
             }
-            tokio::time::sleep(jittered(wait)).await;
-            backoff = (backoff * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Sends a request once.
+    pub(super) async fn once<T>(
+        &self,
+        what: &str,
+        request: RequestBuilder,
+        read: impl AsyncFn(Response) -> reqwest::Result<T>,
+    ) -> Result<T, Failure> {
+        let broken = |error| Failure::Broken(explain(error));
+        let response = request.send().await.map_err(broken)?;
+        if response.status().is_success() {
+            read(response).await.map_err(broken)
+        } else {
+            Err(Failure::Answered(Answer::read(what, response).await))
+        }
+    }
+
+    /// Patience for something that has not failed yet.
+    pub(super) fn patience(&self, what: &'static str) -> Patience<'_> {
+        let (begin, complained, backoff) = (Instant::now(), None, BACKOFF.0);
+        Patience { what, token_file: &self.token_file, begin, complained, backoff }
+    }
+}
+
+/// Why a request came to nothing.
+pub(super) enum Failure {
+    /// There is no answer, or not all of it.
+    Broken(String),
+    /// It is no success.
+    Answered(Answer),
+}
+
+/// How one goes on after a failure: later, and without an end where time may help.
+pub(super) struct Patience<'a> {
+    what: &'static str,
+    token_file: &'a Path,
+    begin: Instant,
+    complained: Option<Instant>,
+    backoff: Duration,
+}
+
+impl Patience<'_> {
+    /// Waits until it is time to try again.
+    ///
+    /// # Errors
+    /// The answer, if another try would get the same.
+    pub(super) async fn after(&mut self, failure: Failure) -> Result<(), Answer> {
+        let (failure, wait) = match failure {
+            Failure::Broken(error) => (error, self.backoff),
+            Failure::Answered(answer) => {
+                let full = answer.status == StatusCode::INSUFFICIENT_STORAGE;
+                if !answer.may_change() || (full && self.begin.elapsed() > FULL_PATIENCE) {
+                    return Err(answer);
+                }
+                match answer.status {
+                    StatusCode::UNAUTHORIZED => {
+                        let file = self.token_file.display();
+                        (format!("the token in {file} is not a worker token of this server"), BACKOFF_TOKEN)
+                    }
+                    _ => (answer.to_string(), self.backoff),
+                }
+            }
+        };
+        if self.complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
+            tracing::warn!(what = self.what, failure, "the server does not do it; trying on");
+            self.complained = Some(Instant::now());
+        }
+        tokio::time::sleep(jittered(wait)).await;
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        Ok(())
+    }
+
+    /// It has worked.
+    pub(super) fn rewarded(&self) {
+        if self.complained.is_some() {
+            let seconds = self.begin.elapsed().as_secs();
+            tracing::info!(what = self.what, seconds, "the server answers again");
         }
     }
 }
 
 /// An answer that is not a success.
 #[derive(Debug)]
-struct Answer {
+pub(super) struct Answer {
     what: String,
-    status: StatusCode,
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     kind: String,
     detail: String,
 }
 
 impl Answer {
     async fn read(what: &str, response: Response) -> Answer {
-        let status = response.status();
+        let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.unwrap_or_default();
         let Problem { kind, title, detail } = serde_json::from_str(&text).unwrap_or_default();
-        Answer { what: what.to_owned(), status, kind, detail: if detail.is_empty() { title } else { detail } }
+        let detail = if detail.is_empty() { title } else { detail };
+        Answer { what: what.to_owned(), status, headers, kind, detail }
+    }
+
+    /// Whether the server names its problem so.
+    pub(super) fn is(&self, kind: &str) -> bool {
+        self.kind.ends_with(kind)
     }
 
     /// Whether the same request may get another answer later.
@@ -291,43 +294,15 @@ impl std::fmt::Display for Answer {
 impl From<Answer> for Refusal {
     fn from(answer: Answer) -> Refusal {
         match answer.status {
-            StatusCode::CONFLICT if answer.kind.ends_with("stale-lease") => Refusal::Stale,
+            StatusCode::CONFLICT if answer.is("stale-lease") => Refusal::Stale,
             StatusCode::CONFLICT => Refusal::Conflict(answer.to_string()),
             _ => Refusal::Refused(answer.to_string()),
         }
     }
 }
 
-async fn nothing(response: Response) -> reqwest::Result<()> {
+pub(super) async fn nothing(response: Response) -> reqwest::Result<()> {
     response.bytes().await.map(drop)
-}
-
-/// Writes the body of an answer to a file that gets its name once it is whole and right.
-async fn save(mut response: Response, sha256: &str, file: &Path) -> reqwest::Result<anyhow::Result<()>> {
-    let temporary = file.with_extension("part");
-    let mut writer = match tokio::fs::File::create(&temporary).await {
-        Ok(created) => created,
-        Err(error) => return Ok(Err(error).with_context(|| format!("creating {}", temporary.display()))),
-    };
-    let mut hash = Sha256::new();
-    while let Some(piece) = response.chunk().await? {
-        hash.update(&piece);
-        if let Err(error) = writer.write_all(&piece).await {
-            return Ok(Err(error).with_context(|| format!("writing {}", temporary.display())));
-        }
-    }
-    let finish = async || -> anyhow::Result<()> {
-        writer.sync_all().await.with_context(|| format!("writing {}", temporary.display()))?;
-        let found = hex(&hash.finalize());
-        ensure!(found == sha256, "the server sent the blob {sha256} with the sha256 {found}");
-        tokio::fs::rename(&temporary, file).await.with_context(|| format!("renaming {}", temporary.display()))
-    };
-    Ok(finish().await)
-}
-
-/// Longest an upload may take.
-fn blob_timeout(bytes: u64) -> Duration {
-    ANSWER + Duration::from_secs(bytes / BLOB_RATE)
 }
 
 /// Half to all of a wait, so that many agents do not ask in step.

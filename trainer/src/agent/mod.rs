@@ -8,6 +8,7 @@ mod logs;
 mod process;
 mod ship;
 mod supervise;
+mod transfer;
 
 pub use process::last_words;
 
@@ -17,6 +18,7 @@ use crate::data::asset::Library;
 use crate::device;
 use crate::evaluate::store::Place;
 use anyhow::{Context, Result, ensure};
+use causeway_connect::Trust;
 use causeway_protocol::{COMMANDS_LABEL, LeaseGrant, LeaseRequest, RegisterWorker};
 use client::{Client, Lease};
 use folder::Held;
@@ -47,6 +49,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 pub struct Work {
     /// URL of the server.
     pub server: String,
+    /// Whom it believes.
+    pub trust: Trust,
     /// File with a worker token.
     pub token_file: PathBuf,
     /// Folder of the worker's id and attempts.
@@ -111,6 +115,7 @@ struct Agent {
 impl Agent {
     async fn run(work: Work) -> Result<()> {
         ensure!(!work.devices.is_empty(), "a worker needs a device");
+        let client = Client::new(&work.server, &work.trust, &work.token_file)?;
         for name in &work.devices {
             device::open(name)?;
         }
@@ -140,7 +145,7 @@ impl Agent {
         };
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
-            client: Client::new(&work.server, &work.token_file)?,
+            client,
             settings: Arc::new(Settings {
                 server: work.server,
                 data,

@@ -10,8 +10,12 @@ struct Line {
 }
 
 fn args(more: &[&str]) -> KubernetesArgs {
-    let words =
-        ["kubernetes", "--print", "--pilot-server=http://causeway:7411", "--image=registry/causeway-trainer"];
+    let words = [
+        "kubernetes",
+        "--print",
+        "--pilot-server=https://causeway:7411",
+        "--image=registry/causeway-trainer",
+    ];
     Line::try_parse_from(words.iter().chain(more)).unwrap().args
 }
 

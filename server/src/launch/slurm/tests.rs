@@ -14,7 +14,7 @@ struct Line {
 pub fn slurm(options: &[&str]) -> Slurm {
     let words = ["slurm", "--work-dir", "/w", "--data", "/d"].iter().chain(options);
     let args = SlurmArgs { pilot: args(), ..Line::try_parse_from(words).unwrap().args };
-    Slurm { args, prefix: "causeway-9f86d081-".to_owned(), server: "http://head:7411".to_owned() }
+    Slurm { args, prefix: "causeway-9f86d081-".to_owned(), server: "https://head:7411".to_owned() }
 }
 
 #[test]

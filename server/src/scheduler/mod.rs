@@ -27,8 +27,10 @@ use uuid::Uuid;
 pub const LEASE_SECONDS: f64 = 30.0;
 /// A gap of the database longer than this makes every lease good for a fresh period.
 const GAP: Duration = Duration::from_secs(5);
-/// Least time from the end of a pass to the next: what comes in meanwhile shares it.
+/// Pause between two passes, at the least and at the most, else as long as the last one took: what comes in meanwhile
+/// shares the next, and a long queue leaves the database half of its time for those who work it off.
 const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Any number; the same in every server.
 const LOCK: i64 = 0x0043_4155_5345_5741;
 
@@ -43,6 +45,7 @@ pub async fn run(app: App, stop: CancellationToken) {
     let mut fresh = true; // at the start, nobody could renew while no server was there
     loop {
         let mut wake = app.wake.listen_as_scheduler();
+        let began = tokio::time::Instant::now();
         match pass(&app, fresh || good.elapsed() > GAP).await {
             Ok(()) => {
                 good = tokio::time::Instant::now();
@@ -50,8 +53,9 @@ pub async fn run(app: App, stop: CancellationToken) {
             }
             Err(error) => tracing::warn!(%error, "scheduling pass failed; the next one tries again"),
         }
+        let pause = began.elapsed().clamp(PAUSE, PAUSE_MAX);
         tokio::select! {
-            () = async { tokio::join!(tokio::time::sleep(PAUSE), wake.heard()); } => {}
+            () = async { tokio::join!(tokio::time::sleep(pause), wake.heard()); } => {}
             () = stop.cancelled() => return,
         }
     }

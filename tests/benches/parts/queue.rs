@@ -21,17 +21,17 @@ use uuid::Uuid;
 /// Workers that wait for one run.
 const WAITING: [usize; 3] = [1, 16, 128];
 /// Runs that are timed with so many.
-const TIMED: usize = 300;
+const TIMED: usize = 200;
 /// Workers of the throughput, and devices on each.
 const WORKERS: usize = 16;
 const DEVICES: usize = 8;
 /// Runs that pass through.
-const RUNS: usize = 5_000;
+const RUNS: usize = 3_000;
 /// Connections that submit.
 const SUBMITTERS: usize = 8;
 /// The version of graphile-worker, and its jobs.
 const PEER: &str = "graphile-worker@0.18.0";
-const JOBS: usize = 20_000;
+const JOBS: usize = 10_000;
 
 /// A run is in a worker's hand.
 struct Picked {
@@ -235,7 +235,7 @@ async fn pass_through(server: &Server, api: &Arc<Api>) -> Result<()> {
     let start = Instant::now();
     submit_all(api, RUNS).await?;
     let rate = RUNS as f64 / start.elapsed().as_secs_f64();
-    report("queue_submitted", rate, "runs/s", "POST /runs over eight connections, up to 5,000 waiting");
+    report("queue_submitted", rate, "runs/s", "POST /runs over eight connections, up to 3,000 waiting");
     for (name, what) in [
         ("queue_runs", "leased, begun and finished: three requests each, 16 agents of eight devices"),
         ("queue_runs_and_submissions", "the same, submitted meanwhile over eight connections"),

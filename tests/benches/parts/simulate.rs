@@ -76,7 +76,7 @@ struct Notes {
     passes: Vec<f64>,
     /// Device-minutes that were worked in, by project.
     used: [f64; WEIGHTS.len()],
-    /// Over the minutes in which a project had runs waiting: the devices it held, and those its weight gave it.
+    /// Over the minutes in which a project had runs waiting: the devices it held, and those due to it.
     held: [f64; WEIGHTS.len()],
     due: [f64; WEIGHTS.len()],
     /// Minutes from submission to the first start, by project and priority.
@@ -134,23 +134,26 @@ pub async fn simulate() -> Result<()> {
 
 impl Notes {
     fn minute(&mut self, works: &HashMap<Uuid, Work>, jobs: &[Job]) {
-        let (mut held, mut waiting) = ([0.0; WEIGHTS.len()], [0; WEIGHTS.len()]);
+        let (mut held, mut asked) = ([0.0; WEIGHTS.len()], [0.0; WEIGHTS.len()]);
+        let mut waiting = 0;
         for work in works.values() {
             let job = &jobs[work.job];
             match work.began {
                 Some(_) => held[job.project] += job.devices(),
-                None => waiting[job.project] += 1,
+                None => {
+                    asked[job.project] += job.devices();
+                    waiting += 1;
+                }
             }
         }
-        self.longest_queue = self.longest_queue.max(waiting.iter().sum());
-        // Who neither runs nor waits leaves its share to the others.
-        let present = |project: &usize| held[*project] > 0.0 || waiting[*project] > 0;
-        let weights: f64 = (0..WEIGHTS.len()).filter(present).map(|project| WEIGHTS[project]).sum();
+        self.longest_queue = self.longest_queue.max(waiting);
+        let wants: Vec<f64> = held.iter().zip(&asked).map(|(held, asked)| held + asked).collect();
+        let due = due(&wants);
         for project in 0..WEIGHTS.len() {
             self.used[project] += held[project];
-            if waiting[project] > 0 {
+            if asked[project] > 0.0 {
                 self.held[project] += held[project];
-                self.due[project] += CLUSTER * WEIGHTS[project] / weights;
+                self.due[project] += due[project];
             }
         }
     }
@@ -172,9 +175,28 @@ impl Notes {
             }
         }
         for (project, weight) in WEIGHTS.iter().enumerate().filter(|(project, _)| self.due[*project] > 0.0) {
-            let what = format!("weight {weight}: devices held for those due by weight, while its runs waited");
+            let what = format!("weight {weight}: devices held for those due to it, over the minutes its runs waited");
             report(&format!("simulate_share_{project}"), self.held[project] / self.due[project], "x", &what);
         }
+    }
+}
+
+/// What is due to each project: devices by weight, to none more than it wants, and what one does not want to the others
+/// (weighted max-min fairness).
+fn due(wants: &[f64]) -> Vec<f64> {
+    let mut due = wants.to_vec();
+    let mut open: Vec<usize> = (0..wants.len()).collect();
+    let mut left = CLUSTER;
+    loop {
+        let level = left / open.iter().map(|project| WEIGHTS[*project]).sum::<f64>();
+        let (content, greedy): (Vec<usize>, Vec<usize>) =
+            open.iter().partition(|project| wants[**project] <= level * WEIGHTS[**project]);
+        if content.is_empty() || greedy.is_empty() {
+            greedy.into_iter().for_each(|project| due[project] = level * WEIGHTS[project]);
+            return due;
+        }
+        left -= content.iter().map(|project| wants[*project]).sum::<f64>();
+        open = greedy;
     }
 }
 

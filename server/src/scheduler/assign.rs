@@ -157,7 +157,8 @@ pub async fn count_use(conn: &mut PgConnection, now: OffsetDateTime) -> Result<(
     sqlx::query!(
         "with held as (
              select r.project_id, count(*)::float8 as devices
-             from device d join lease l on l.id = d.lease_id join run r on r.id = l.run_id group by 1
+             from device d join lease l on l.id = d.lease_id join run r on r.id = l.run_id and r.state = 'running'
+             group by 1
          )
          update project p
          set usage = p.usage * 0.5 ^ (extract(epoch from $1::timestamptz - p.usage_at)::float8 / $2)

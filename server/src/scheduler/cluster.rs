@@ -60,10 +60,11 @@ pub async fn hosts(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: 
 /// If the database does not answer.
 pub async fn read(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Cluster> {
     let hosts = hosts(conn, now, lease_seconds).await?;
+    // The state, which is known, has the database look among the running ones and not among all there ever were.
     let running = sqlx::query!(
         r#"select distinct on (r.id) r.id, r.project_id, coalesce(r.submitted_by, $1) as "user!", r.priority,
                   r.yield_for is not null or r.cancel_requested as "yielding!", l.assigned_at, l.ends_at
-           from lease l join run r on r.id = l.run_id order by r.id"#,
+           from lease l join run r on r.id = l.run_id and r.state = 'running' order by r.id"#,
         Uuid::nil()
     )
     .fetch_all(&mut *conn)

@@ -5,7 +5,8 @@
 #   STATE=dir make demo     … with all state in that folder
 #   make test               everything that is checked, set-up included
 #   make lint               formatting, clippy and the type check only
-#   make bench, make chaos  the benchmarks and the long failure tests; BENCH=memory,lora make bench runs those parts
+#   make bench, make chaos  the benchmarks and the long failure tests; BENCH=memory,lora make bench runs those parts, and
+#                           BENCH=simulate and BENCH=bloat, named, at full length (DAYS=2, RUNS=20000 make them shorter)
 
 SHELL := /bin/bash
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))

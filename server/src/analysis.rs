@@ -9,7 +9,7 @@ use axum::{
 };
 use causeway_protocol::{AnalysisKind, SimilarityReport, Spec, SpectrumReport};
 use serde::de::DeserializeOwned;
-use sqlx::{PgConnection, PgPool, types::Json as SqlJson};
+use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -114,10 +114,7 @@ pub async fn analysed(conn: &mut PgConnection, run_id: Uuid) -> Result<Vec<Analy
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn missing(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>> {
-    let spec = sqlx::query_scalar!(r#"select spec as "spec: SqlJson<Spec>" from run where id = $1"#, run_id)
-        .fetch_one(&mut *conn)
-        .await?;
+pub async fn missing(conn: &mut PgConnection, run_id: Uuid, spec: &Spec) -> Result<Option<String>> {
     let Some(asked) = &spec.analysis else { return Ok(None) };
     let there = analysed(conn, run_id).await?;
     let asked = [

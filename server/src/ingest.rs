@@ -419,20 +419,20 @@ fn clean(text: &str) -> String {
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn missing_points(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>> {
-    let run = sqlx::query!(
-        r#"select spec as "spec: Json<Spec>", backbone, checkpoint from run where id = $1"#,
-        run_id
-    )
-    .fetch_one(&mut *conn)
-    .await?;
-    if parts::part(conn, run_id).await?.is_some() {
-        return Ok(None); // it brings features; the whole computes what is missing
-    }
-    let evaluation = &run.spec.evaluation;
+pub async fn missing_points(
+    conn: &mut PgConnection,
+    run_id: Uuid,
+    spec: &Spec,
+    backbone: &str,
+    checkpoint: &str,
+) -> Result<Option<String>> {
+    let evaluation = &spec.evaluation;
     let protocols: Vec<String> = evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
     let alphas: Vec<i64> = evaluation.alphas.iter().map(|alpha| alpha.ten_thousandths()).collect();
     let expected = evaluation.datasets.len() * protocols.len() * alphas.len();
+    if expected == 0 {
+        return Ok(None);
+    }
     let found = sqlx::query_scalar!(
         r#"select count(*) as "count!" from run_dataset d
            join curve c on c.dataset = d.dataset and c.backbone = $2 and c.protocol = any($4)
@@ -440,8 +440,8 @@ pub async fn missing_points(conn: &mut PgConnection, run_id: Uuid) -> Result<Opt
            where d.run_id = $1 and (p.alpha * 10000)::int8 = any($5)
              and c.checkpoint = case when p.alpha = 0 then '' else $3 end"#,
         run_id,
-        run.backbone.unwrap_or_default(),
-        run.checkpoint.unwrap_or_default(),
+        backbone,
+        checkpoint,
         &protocols,
         &alphas
     )

@@ -88,17 +88,18 @@ pub async fn request_lease(
     ApiJson(request): ApiJson<LeaseRequest>,
 ) -> Result<Response> {
     let deadline = Instant::now() + wait(request.wait_ms);
-    workers::pulse(&app.pool, request.worker_id).await?;
-    app.wake.ring(); // this worker may be the free device that a pass is waiting for
+    if workers::pulse(&app, request.worker_id).await? {
+        app.wake.ring_scheduler(); // a worker that was silent may be what a pass is waiting for
+    }
     loop {
-        let mut wake = app.wake.listen();
-        if let Some(grant) = undelivered(&app, &request).await? {
+        let mut wake = app.wake.listen_as_worker(request.worker_id);
+        if let Some(grant) = grant(&app, &request).await? {
             return Ok(Json(grant).into_response());
         }
         if sleep_until(&mut wake, deadline, &app).await {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
-        workers::pulse(&app.pool, request.worker_id).await?;
+        workers::pulse(&app, request.worker_id).await?;
     }
 }
 
@@ -118,44 +119,54 @@ fn wait(ms: u64) -> Duration {
 /// A lease of this worker that its agent does not hold: newly assigned, or one whose answer was lost on the way. Once lines
 /// have come under it, it was held; an agent that does not know it has lost the journal, and another one's first lines would
 /// be taken for those that are here. Such a lease runs out.
-async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
-    let mut tx = app.pool.begin().await?;
-    let lease = sqlx::query!(
-        "select id, run_id, attempt_id, attempt, epoch, rank from lease
-         where worker_id = $1 and id <> all($2) and shipped_seq = 0 order by id limit 1 for update",
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn grant(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGrant>> {
+    let mut conn = app.pool.acquire().await?;
+    let waiting = sqlx::query_scalar!(
+        r#"select exists (select from lease where worker_id = $1 and id <> all($2) and shipped_seq = 0) as "there!""#,
         request.worker_id,
         &request.held,
     )
-    .fetch_optional(&mut *tx)
+    .fetch_one(&mut *conn)
     .await?;
-    let Some(lease) = lease else { return Ok(None) };
-    sqlx::query!(
-        "update lease set delivered = true, expires_at = now() + make_interval(secs => $2) where id = $1",
-        lease.id,
+    if !waiting {
+        return Ok(None);
+    }
+    // Should what is read after this statement fail, the lease is not held and the next request is granted it again.
+    let row = sqlx::query!(
+        r#"with granted as (
+               select id, attempt_id from lease
+               where worker_id = $1 and id <> all($2) and shipped_seq = 0 order by id limit 1 for update
+           ), delivered as (
+               update lease l set delivered = true, expires_at = now() + make_interval(secs => $3)
+               from granted g where l.id = g.id
+               returning l.id, l.run_id, l.attempt_id, l.attempt, l.epoch, l.rank
+           ), begun as (
+               update attempt a set state = 'running', started_at = coalesce(a.started_at, now())
+               from granted g where a.id = g.attempt_id
+           )
+           select l.id as "id!", l.run_id as "run_id!", l.attempt_id as "attempt_id!", l.attempt as "attempt!",
+                  l.epoch as "epoch!", l.rank as "rank!",
+                  r.spec as "spec: SqlJson<Spec>", r.phase, r.checkpoint, b.bytes as "bytes?", r.part is not null as "is_part!",
+                  exists (select from run p where p.part_of = r.id) as "is_spread!", r.nodes > 1 as "is_gang!",
+                  array(select d.name from device d where d.lease_id = l.id order by d.ordinal) as "devices!"
+           from delivered l join run r on r.id = l.run_id left join blob b on b.sha256 = r.checkpoint"#,
+        request.worker_id,
+        &request.held,
         app.lease_seconds
     )
-    .execute(&mut *tx)
+    .fetch_optional(&mut *conn)
     .await?;
-    sqlx::query!(
-        "update attempt set state = 'running', started_at = coalesce(started_at, now()) where id = $1",
-        lease.attempt_id
-    )
-    .execute(&mut *tx)
-    .await?;
-    let run = sqlx::query!(
-        r#"select r.spec as "spec: SqlJson<Spec>", r.phase, r.checkpoint, b.bytes as "bytes?" from run r
-           left join blob b on b.sha256 = r.checkpoint where r.id = $1"#,
-        lease.run_id
-    )
-    .fetch_one(&mut *tx)
-    .await?;
-    let phase: Phase = run.phase.parse().map_err(anyhow::Error::msg)?;
+    let Some(row) = row else { return Ok(None) };
+    let phase: Phase = row.phase.parse().map_err(anyhow::Error::msg)?;
     let resume = match phase {
-        Phase::Train => resume_from(&mut tx, lease.run_id).await?,
-        Phase::Evaluate => None,
+        Phase::Train if row.attempt > 1 => resume_from(&mut conn, row.run_id).await?,
+        _ => None,
     };
-    let spec = run.spec.0;
-    let checkpoint = match (&run.checkpoint, run.bytes) {
+    let spec = row.spec.0;
+    let checkpoint = match (&row.checkpoint, row.bytes) {
         (Some(digest), Some(bytes)) => Some(BlobRef {
             sha256: digest.clone(),
             bytes: bytes.cast_unsigned(),
@@ -163,23 +174,21 @@ async fn undelivered(app: &App, request: &LeaseRequest) -> Result<Option<LeaseGr
         }),
         _ => None,
     };
-    let known_points = known_points(&mut tx, &spec, run.checkpoint.as_deref()).await?;
-    let part = parts::part(&mut tx, lease.run_id).await?;
-    let features = parts::features(&mut tx, lease.run_id).await?;
-    let analysed = analysis::analysed(&mut tx, lease.run_id).await?;
-    let devices =
-        sqlx::query_scalar!("select name from device where lease_id = $1 order by ordinal", lease.id)
-            .fetch_all(&mut *tx)
-            .await?;
-    let gang = gang(&mut tx, lease.attempt_id, lease.rank).await?;
-    tx.commit().await?;
+    let known_points = known_points(&mut conn, &spec, row.checkpoint.as_deref()).await?;
+    let part = if row.is_part { parts::part(&mut conn, row.run_id).await? } else { None };
+    let features = if row.is_spread { parts::features(&mut conn, row.run_id).await? } else { Vec::new() };
+    let analysed = match spec.analysis {
+        Some(_) => analysis::analysed(&mut conn, row.run_id).await?,
+        None => Vec::new(),
+    };
+    let gang = if row.is_gang { gang(&mut conn, row.attempt_id, row.rank).await? } else { None };
     Ok(Some(LeaseGrant {
-        id: lease.id,
-        run_id: lease.run_id,
-        attempt: lease.attempt.cast_unsigned(),
-        epoch: lease.epoch,
-        device: devices.first().cloned().unwrap_or_default(),
-        devices,
+        id: row.id,
+        run_id: row.run_id,
+        attempt: row.attempt.cast_unsigned(),
+        epoch: row.epoch,
+        device: row.devices.first().cloned().unwrap_or_default(),
+        devices: row.devices,
         gang,
         spec,
         phase,
@@ -233,6 +242,9 @@ async fn known_points(
     let protocols: Vec<String> =
         spec.evaluation.protocols().into_iter().map(|protocol| protocol.id).collect();
     let names: Vec<String> = spec.evaluation.datasets.iter().map(|dataset| dataset.asset.clone()).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
     let given = match &spec.weights.theta1 {
         Some(WeightSource::Blob(sha256)) => Some(sha256.as_str()),
         _ => None,
@@ -321,7 +333,7 @@ async fn renew(app: &App, id: Uuid, epoch: i64) -> Result<i64> {
     .fetch_optional(&app.pool)
     .await?
     .ok_or(Error::StaleLease)?;
-    workers::pulse(&app.pool, row.worker_id).await?;
+    workers::pulse(app, row.worker_id).await?;
     Ok(row.shipped_seq)
 }
 
@@ -371,49 +383,75 @@ pub async fn finish_lease(
     Path(id): Path<Uuid>,
     ApiJson(end): ApiJson<FinishLease>,
 ) -> Result<StatusCode> {
+    finish(&app, id, end).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends an attempt, or a member's share of one.
+///
+/// # Errors
+/// `StaleLease` if the lease is gone or another epoch's; nothing has changed then.
+pub async fn finish(app: &App, id: Uuid, end: FinishLease) -> Result<()> {
     let mut tx = app.pool.begin().await?;
     let lease = fence(&mut tx, id, end.epoch).await?;
-    finish(&mut tx, &lease, end).await?;
+    let others = end_lease(&mut tx, &lease, end).await?;
     tx.commit().await?;
-    app.wake.ring();
-    Ok(StatusCode::NO_CONTENT)
+    if others {
+        app.wake.ring(); // those of its other workers have ended with it
+    } else {
+        app.wake.ring_scheduler();
+    }
+    Ok(())
 }
 
 /// What a run that says it succeeded still lacks: points, then analyses.
 async fn missing(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>> {
-    match ingest::missing_points(conn, run_id).await? {
-        None => analysis::missing(conn, run_id).await,
+    let run = sqlx::query!(
+        r#"select spec as "spec: SqlJson<Spec>", backbone, checkpoint, part is not null as "is_part!"
+           from run where id = $1"#,
+        run_id
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if run.is_part {
+        return Ok(None); // it brings features; the whole computes what is missing
+    }
+    let (backbone, checkpoint) = (run.backbone.unwrap_or_default(), run.checkpoint.unwrap_or_default());
+    match ingest::missing_points(conn, run_id, &run.spec, &backbone, &checkpoint).await? {
+        None => analysis::missing(conn, run_id, &run.spec).await,
         points => Ok(points),
     }
 }
 
-async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -> Result<()> {
-    let others = sqlx::query_scalar!(
-        r#"select count(*) as "count!" from lease where attempt_id = $1 and id <> $2"#,
+/// True if the attempt had other workers.
+async fn end_lease(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -> Result<bool> {
+    let run = sqlx::query!(
+        r#"select cancel_requested,
+                  exists (select from lease l where l.attempt_id = $2 and l.id <> $3) as "others!",
+                  exists (select from run p where p.part_of = run.id) as "parts!"
+           from run where id = $1 for update"#,
+        lease.run_id,
         lease.attempt_id,
         lease.id
     )
     .fetch_one(&mut *conn)
     .await?;
-    if end.outcome == Outcome::Succeeded && others > 0 {
+    let (cancelled, others) = (run.cancel_requested, run.others);
+    if end.outcome == Outcome::Succeeded && others {
         // One of several workers is done; the attempt is when the last one is.
         sqlx::query!("delete from lease where id = $1", lease.id).execute(conn).await?;
-        return Ok(());
+        return Ok(true);
     }
     if end.outcome == Outcome::Succeeded
         && let Some(missing) = missing(conn, lease.run_id).await?
     {
         (end.outcome, end.reason) = (Outcome::Crashed, missing);
     }
-    if end.outcome == Outcome::HandedOver && !parts::is_spread(conn, lease.run_id).await? {
+    if end.outcome == Outcome::HandedOver && !run.parts {
         let reason = "the attempt hands its evaluation over, but the run has no parts".to_owned();
         (end.outcome, end.reason) = (Outcome::Failed, reason);
     }
-    let cancelled =
-        sqlx::query_scalar!("select cancel_requested from run where id = $1 for update", lease.run_id)
-            .fetch_one(&mut *conn)
-            .await?;
-    let Verdict { attempt, cause, run } = verdict(end.outcome, cancelled);
+    let Verdict { attempt, cause, run: then } = verdict(end.outcome, cancelled);
     sqlx::query!(
         "update attempt set state = $2, reason = $3, exit_code = $4, signal = $5, cause = $6, ended_at = now()
          where id = $1",
@@ -428,23 +466,23 @@ async fn finish(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -
     .await?;
     // Of all its workers: what the others still say is not heard any more.
     end_attempt(conn, lease.attempt_id).await?;
-    match run {
+    match then {
         Then::Ends(state) => {
             let reason = match state {
                 RunState::Failed => &end.reason,
                 RunState::Cancelled => "cancelled",
                 _ => "",
             };
-            runs::change_state(conn, lease.run_id, state, reason).await
+            runs::change_state(conn, lease.run_id, state, reason).await?;
         }
         Then::GivenBack(cause) => {
             let next = give_back(conn, lease.run_id, cause, &end.reason).await?;
             if cause == Cause::Bug && next == RunState::Queued {
                 pause(conn, lease.run_id).await?;
             }
-            Ok(())
         }
     }
+    Ok(others || run.parts)
 }
 
 /// What made a run crash may pass: each try waits longer than the one before.

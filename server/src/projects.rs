@@ -131,7 +131,7 @@ pub async fn put_project(
     )
     .execute(&app.pool)
     .await?;
-    app.wake.ring(); // a raised limit may let a run begin
+    app.wake.ring_scheduler(); // a raised limit may let a run begin
     let mut all = projects(&app.pool).await?;
     all.retain(|project| project.name == name);
     all.pop().map(Json).ok_or_else(|| Error::NotFound(format!("no project `{name}`")))

@@ -13,6 +13,8 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+/// How often in a lease's length it is noted that a worker was heard of.
+const NOTED_IN_A_LEASE: f64 = 20.0;
 /// Most assets one worker may report.
 const ASSETS_MAX: usize = 10_000;
 
@@ -132,7 +134,7 @@ pub async fn register_worker(
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
-    app.wake.ring();
+    app.wake.ring_scheduler();
     Ok(axum::http::StatusCode::NO_CONTENT)
 }
 
@@ -167,18 +169,27 @@ async fn register_devices(conn: &mut PgConnection, id: Uuid, devices: &[DeviceRe
     Ok(())
 }
 
-/// Notes that a worker was heard of.
+/// Notes that a worker was heard of, if that was not noted a moment ago: a row written for each request would cost more than
+/// the request. True if it had been silent for so long that it was given nothing.
 ///
 /// # Errors
 /// 404 if it never registered.
-pub async fn pulse(pool: &PgPool, id: Uuid) -> Result<()> {
-    let touched = sqlx::query!("update worker_pulse set seen_at = now() where worker_id = $1", id)
-        .execute(pool)
-        .await?;
-    if touched.rows_affected() == 0 {
-        return Err(Error::NotFound(format!("no worker {id}: register it first")));
+pub async fn pulse(app: &App, id: Uuid) -> Result<bool> {
+    let before = sqlx::query_scalar!(
+        r#"with noted as (
+               update worker_pulse set seen_at = now()
+               where worker_id = $1 and seen_at < now() - make_interval(secs => $2)
+           )
+           select extract(epoch from now() - seen_at)::float8 as "silent!" from worker_pulse where worker_id = $1"#,
+        id,
+        app.lease_seconds / NOTED_IN_A_LEASE
+    )
+    .fetch_optional(&app.pool)
+    .await?;
+    match before {
+        Some(silent) => Ok(silent > scheduler::suspect_seconds(app.lease_seconds)),
+        None => Err(Error::NotFound(format!("no worker {id}: register it first"))),
     }
-    Ok(())
 }
 
 /// List workers, the worst state first.

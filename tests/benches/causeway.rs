@@ -5,8 +5,14 @@ use causeway_tests::{FakeWorker, Server, Trainer, binary, demo_data, small_finet
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Command, time::Instant};
 
+#[path = "parts/bloat.rs"]
+mod bloat;
 #[path = "parts/metrics.rs"]
 mod metrics;
+#[path = "parts/queue.rs"]
+mod queue;
+#[path = "parts/simulate.rs"]
+mod simulate;
 #[path = "parts/spectrum.rs"]
 mod spectrum;
 #[path = "parts/sweep_peer.rs"]
@@ -42,6 +48,15 @@ async fn main() -> Result<()> {
     }
     if asked("metrics") {
         metrics::metrics().await?;
+    }
+    if asked("queue") {
+        queue::queue().await?;
+    }
+    if asked("simulate") {
+        simulate::simulate().await?;
+    }
+    if asked("bloat") {
+        bloat::bloat().await?;
     }
     if asked("sweep") {
         sweep()?;
@@ -250,7 +265,7 @@ fn real_data(data: &Path) -> Result<()> {
         trainer(command, &spec, folder.path(), &out, Some(&folder.path().join("data")))?;
         report(&format!("{name}_seconds"), start.elapsed().as_secs_f64(), "s", "the whole command");
         for line in journal(&out, |line| line["event"] == "point" && kind == "dataset") {
-            let (k, n) = (line["protocol"]["k"].as_u64().context("k")?, line["n"].as_f64().context("n")?);
+            let (k, n) = (line["protocol"]["readout"]["k"].as_u64().context("k")?, line["n"].as_f64().context("n")?);
             let accuracy = 100.0 * line["correct"].as_f64().context("correct")? / n;
             report(
                 &format!("{name}_k{k}"),

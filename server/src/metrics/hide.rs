@@ -17,6 +17,9 @@ use uuid::Uuid;
 /// # Errors
 /// If the database does not answer.
 pub async fn resume_from(conn: &mut PgConnection, lease: &Fenced, step: i64) -> Result<()> {
+    if lease.attempt == 1 {
+        return Ok(()); // there is none before it
+    }
     let hidden = sqlx::query!(
         r#"update attempt set visible_through = least(coalesce(visible_through, $3), $3)
            where run_id = $1 and number < $2

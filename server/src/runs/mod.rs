@@ -11,7 +11,7 @@ pub use actions::{
     __path_pause_run, __path_resume_run, Action, act, cancel_run_handler, cancel_runs, clone_run,
     move_run_to_front, pause_run, request_cancel, resume_run, submit_again,
 };
-pub use state::change_state;
+pub use state::{change_state, change_states};
 pub use submit::{
     __path_create_run, CreatedRun, create_run, idempotency_key, insert_run, refuse_missing_blobs,
 };
@@ -263,8 +263,7 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
     .fetch_all(pool)
     .await?;
     let waiting = if row.state == RunState::Queued.as_str() {
-        let reasons = scheduler::why_waiting(pool, app.lease_seconds).await?;
-        reasons.into_iter().find(|(run, _)| *run == id).map(|(_, reason)| reason)
+        scheduler::why_waiting(pool, id, app.lease_seconds).await?
     } else {
         None
     };

@@ -135,18 +135,6 @@ pub async fn parts(pool: &PgPool, run: Uuid) -> Result<Vec<PartSummary>> {
     Ok(parts)
 }
 
-/// Whether a run has parts: only then may an attempt hand its evaluation over.
-///
-/// # Errors
-/// If the database does not answer.
-pub async fn is_spread(conn: &mut PgConnection, run: Uuid) -> Result<bool> {
-    let spread =
-        sqlx::query_scalar!(r#"select exists (select from run where part_of = $1) as "there!""#, run)
-            .fetch_one(conn)
-            .await?;
-    Ok(spread)
-}
-
 /// Notes what a part has computed; its file is here already.
 ///
 /// # Errors
@@ -187,23 +175,26 @@ pub async fn features(conn: &mut PgConnection, run: Uuid) -> Result<Vec<FeatureF
     Ok(files.collect())
 }
 
-/// A run has ended: its parts are of no more use.
+/// Runs have ended: their parts are of no more use.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn end(conn: &mut PgConnection, run: Uuid) -> Result<()> {
-    sqlx::query!("delete from feature_file f using run p where p.id = f.run_id and p.part_of = $1", run)
+pub async fn end(conn: &mut PgConnection, runs: &[Uuid]) -> Result<()> {
+    let all =
+        sqlx::query_scalar!("select id from run where part_of = any($1)", runs).fetch_all(&mut *conn).await?;
+    if all.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!("delete from feature_file where run_id = any($1)", &all).execute(&mut *conn).await?;
+    sqlx::query!("update run set cancel_requested = true where id = any($1) and state = 'running'", &all)
         .execute(&mut *conn)
         .await?;
-    sqlx::query!("update run set cancel_requested = true where part_of = $1 and state = 'running'", run)
-        .execute(&mut *conn)
-        .await?;
-    let queued =
-        sqlx::query_scalar!("select id from run where part_of = $1 and state in ('queued', 'paused')", run)
+    let waiting: Vec<Uuid> =
+        sqlx::query_scalar!("select id from run where id = any($1) and state in ('queued', 'paused')", &all)
             .fetch_all(&mut *conn)
             .await?;
-    for part in queued {
-        Box::pin(runs::change_state(conn, part, RunState::Cancelled, "the whole has ended")).await?;
+    if !waiting.is_empty() {
+        Box::pin(runs::change_states(conn, &waiting, RunState::Cancelled, "the whole has ended")).await?;
     }
     Ok(())
 }

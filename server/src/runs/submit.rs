@@ -49,7 +49,7 @@ pub async fn create_run(
     scheduler::refuse_impossible(&mut tx, &spec, app.lease_seconds).await?;
     let (id, made) = insert_run(&mut tx, &spec, identity.token_id, key).await?;
     tx.commit().await?;
-    app.wake.ring();
+    app.wake.ring_scheduler();
     let run = get_run(&app, id).await?;
     let estimate = estimate::estimate(&app.pool, &spec).await?;
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };

@@ -15,12 +15,11 @@ pub const HALF_LIFE: f64 = 7.0 * 86_400.0;
 /// Workers on which a run has left something, at most.
 const WARM_MAX: i64 = 3;
 
-/// The workers heard of within a lease, their devices and what they do. `suspect` ones keep what they have and get
-/// nothing new.
+/// The workers heard of within a lease, and their devices. `suspect` ones keep what they have and get nothing new.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn read(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Cluster> {
+pub async fn hosts(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Vec<Host>> {
     let suspect = super::suspect_seconds(lease_seconds);
     let workers = sqlx::query!(
         r#"select w.id, w.labels, w.assets as "assets: Json<Vec<AssetSummary>>",
@@ -52,27 +51,32 @@ pub async fn read(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f
         devices: of_worker.remove(&row.id).unwrap_or_default(),
         accepting: row.accepting,
     });
-    let hosts = hosts.collect();
+    Ok(hosts.collect())
+}
+
+/// The workers, their devices, and what they do.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn read(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Cluster> {
+    let hosts = hosts(conn, now, lease_seconds).await?;
+    // The state, which is known, has the database look among the running ones and not among all there ever were.
     let running = sqlx::query!(
-        r#"select r.id, r.project_id, coalesce(r.submitted_by, $1) as "user!", r.priority, r.limit_seconds,
-                  r.yield_for is not null or r.cancel_requested as "yielding!", min(a.assigned_at) as "began!"
-           from lease l join run r on r.id = l.run_id join attempt a on a.id = l.attempt_id
-           group by r.id order by r.id"#,
+        r#"select distinct on (r.id) r.id, r.project_id, coalesce(r.submitted_by, $1) as "user!", r.priority,
+                  r.yield_for is not null or r.cancel_requested as "yielding!", l.assigned_at, l.ends_at
+           from lease l join run r on r.id = l.run_id and r.state = 'running' order by r.id"#,
         Uuid::nil()
     )
     .fetch_all(&mut *conn)
     .await?;
-    let running = running.into_iter().map(|row| {
-        let started = seconds(row.began);
-        Running {
-            run: row.id,
-            project: row.project_id,
-            user: row.user,
-            priority: row.priority,
-            started,
-            ends: row.limit_seconds.map(|limit| started + f64::from(limit)),
-            yielding: row.yielding,
-        }
+    let running = running.into_iter().map(|row| Running {
+        run: row.id,
+        project: row.project_id,
+        user: row.user,
+        priority: row.priority,
+        started: seconds(row.assigned_at),
+        ends: row.ends_at.map(seconds),
+        yielding: row.yielding,
     });
     let running = running.collect();
     Ok(Cluster { now: seconds(now), hosts, running, projects: projects(conn, now).await? })

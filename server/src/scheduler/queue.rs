@@ -55,6 +55,11 @@ pub async fn list_queue(
 /// # Errors
 /// If the database does not answer.
 pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>> {
+    entries(pool, None, lease_seconds).await
+}
+
+/// The places of all waiting runs, or what is known of one.
+async fn entries(pool: &PgPool, only: Option<Uuid>, lease_seconds: f64) -> Result<Vec<QueueEntry>> {
     let mut conn = pool.acquire().await?;
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *conn).await?;
     let reasons = reasons(&mut conn, now, lease_seconds).await?;
@@ -69,8 +74,10 @@ pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>>
                      join run needed on needed.id = d.needs_run
                      where d.run_id = r.id and needed.state <> 'succeeded') as needs_runs
            from run r join experiment e on e.id = r.experiment_id join project p on p.id = r.project_id
-           where r.state = 'queued' order by r.priority desc, r.queue_position, r.id limit $1"#,
-        QUEUE_MAX
+           where r.state = 'queued' and ($2::uuid is null or r.id = $2)
+           order by r.priority desc, r.queue_position, r.id limit $1"#,
+        QUEUE_MAX,
+        only
     )
     .fetch_all(&mut *conn)
     .await?;
@@ -120,12 +127,12 @@ async fn reasons(
     Ok(whys.into_iter().enumerate().map(|(rank, (run, why))| (run, (rank, why))).collect())
 }
 
-/// For each waiting run, the one reason it waits.
+/// The one reason why a run waits; none if it does not.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn why_waiting(pool: &PgPool, lease_seconds: f64) -> Result<Vec<(Uuid, String)>> {
-    Ok(queue(pool, lease_seconds).await?.into_iter().map(|entry| (entry.run_id, entry.why)).collect())
+pub async fn why_waiting(pool: &PgPool, run: Uuid, lease_seconds: f64) -> Result<Option<String>> {
+    Ok(entries(pool, Some(run), lease_seconds).await?.pop().map(|entry| entry.why))
 }
 
 /// Refuses a spec that asks for more devices or memory on one worker than any that is known here has. More workers of a
@@ -135,10 +142,11 @@ pub async fn why_waiting(pool: &PgPool, lease_seconds: f64) -> Result<Vec<(Uuid,
 /// The field and what the largest has.
 pub async fn refuse_impossible(conn: &mut PgConnection, spec: &Spec, lease_seconds: f64) -> Result<()> {
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *conn).await?;
-    let mut cluster = cluster::read(conn, now, lease_seconds).await?;
-    for host in &mut cluster.hosts {
+    let mut hosts = cluster::hosts(conn, now, lease_seconds).await?;
+    for host in &mut hosts {
         host.accepting = true; // a worker that drains or is silent may come back
     }
+    let cluster = plan::Cluster { hosts, ..plan::Cluster::default() };
     if cluster.hosts.is_empty() {
         return Ok(());
     }

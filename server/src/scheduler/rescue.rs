@@ -54,7 +54,8 @@ pub async fn expired(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds
     let expired = sqlx::query!(
         r#"select l.run_id, l.attempt_id, l.delivered, w.name as worker, r.yield_by < $1 as "overdue?"
            from lease l join run r on r.id = l.run_id join worker w on w.id = l.worker_id
-           where l.expires_at < $1 or r.yield_by < $1 order by l.attempt_id, l.delivered desc, l.rank for update of l"#,
+           where l.expires_at < $1 or l.run_id in (select id from run where yield_for is not null and yield_by < $1)
+           order by l.attempt_id, l.delivered desc, l.rank for update of l"#,
         now
     )
     .fetch_all(&mut *conn)
@@ -99,10 +100,8 @@ pub async fn expired(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds
 /// If the database does not answer.
 pub async fn past_limit(conn: &mut PgConnection, now: OffsetDateTime) -> Result<bool> {
     let rows = sqlx::query!(
-        r#"select r.id, r.limit_seconds as "limit!", a.id as attempt from run r
-           join lease l on l.run_id = r.id and l.rank = 0 join attempt a on a.id = l.attempt_id
-           where r.limit_seconds is not null
-             and a.assigned_at + make_interval(secs => r.limit_seconds) < $1 order by r.id"#,
+        r#"select distinct on (r.id) r.id, r.limit_seconds as "limit!", l.attempt_id as attempt
+           from lease l join run r on r.id = l.run_id where l.ends_at < $1 order by r.id"#,
         now
     )
     .fetch_all(&mut *conn)

@@ -249,7 +249,7 @@ async fn paced(writers: &mut Vec<Writer>, form: Form, name: &str) -> Result<u64>
 }
 
 /// Processor seconds of the server, of Postgres with all its backends, and of these writers.
-fn spent(server: &Server) -> Result<Vec<(&'static str, f64)>> {
+pub fn spent(server: &Server) -> Result<Vec<(&'static str, f64)>> {
     let postmaster = server.postgres_pid()?;
     let mut postgres = seconds(postmaster)?.0;
     for entry in fs::read_dir("/proc")? {

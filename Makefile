@@ -5,7 +5,8 @@
 #   STATE=dir make demo     … with all state in that folder
 #   make test               everything that is checked, set-up included
 #   make lint               formatting, clippy and the type check only
-#   make bench, make chaos  the benchmarks and the long failure tests; BENCH=memory,lora make bench runs those parts
+#   make bench              the benchmarks; BENCH=memory,lora make bench runs those parts
+#   make chaos              the long failure tests: FAULTS=500 faults, from SEED=… or one that is printed
 
 SHELL := /bin/bash
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -13,7 +14,7 @@ DEPS := $(ROOT)/.deps
 RELEASE := $(abspath $(or $(CARGO_TARGET_DIR),$(ROOT)/target))/release
 
 export STARTED := $(shell date +%s.%N)
-export STATE ONCE
+export STATE ONCE FAULTS SEED
 export PATH := $(DEPS)/bin:$(PATH):$(HOME)/.cargo/bin
 export CARGO_TARGET_DIR := $(patsubst %/release,%,$(RELEASE))
 export LIBTORCH := $(DEPS)/libtorch

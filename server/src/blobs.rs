@@ -27,6 +27,8 @@ use uuid::Uuid;
 const BLOB_MAX: u64 = 32 << 30;
 /// Write buffer, bytes.
 const BUFFER: usize = 1 << 20;
+/// An upload that nobody has written to for so long was interrupted.
+const ABANDONED: Duration = Duration::from_secs(3600);
 /// How often blobs that nothing refers to are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// An unreferenced blob younger than this may be about to be referred to, minutes.
@@ -37,16 +39,19 @@ const SWEEP_AGE_MINUTES: i32 = 60;
 pub struct Blobs(Arc<PathBuf>);
 
 impl Blobs {
-    /// Opens the store, and clears what interrupted uploads left.
+    /// Opens the store, and clears what interrupted uploads left; another server may be receiving into the same folder.
     ///
     /// # Errors
     /// If the folder cannot be made.
     pub fn open(folder: &Path) -> anyhow::Result<Blobs> {
         let incoming = folder.join("incoming");
-        if incoming.exists() {
-            std::fs::remove_dir_all(&incoming)?;
-        }
         std::fs::create_dir_all(&incoming).with_context(|| format!("making {}", incoming.display()))?;
+        for entry in std::fs::read_dir(&incoming)?.flatten() {
+            let written = entry.metadata().and_then(|file| file.modified()).ok();
+            if written.and_then(|at| at.elapsed().ok()).is_some_and(|idle| idle > ABANDONED) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
         Ok(Blobs(Arc::new(folder.to_owned())))
     }
 
@@ -69,7 +74,7 @@ impl Blobs {
         let (mut hash, mut bytes) = (Sha256::new(), 0u64);
         let mut stream = body.into_data_stream();
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| Error::BadRequest(format!("the upload broke off: {error}")))?;
+            let chunk = chunk.map_err(|error| Error::BrokenOff(error.to_string()))?;
             bytes += chunk.len() as u64;
             if bytes > BLOB_MAX {
                 return Err(Error::TooLarge(format!("a blob has at most {BLOB_MAX} bytes")));

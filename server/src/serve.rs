@@ -36,6 +36,9 @@ pub struct ServeArgs {
     /// Address to listen on; if its port is taken, the next free one is used and printed. Port 0 takes any
     #[arg(long, env = "CAUSEWAY_LISTEN", default_value = "127.0.0.1:7411")]
     pub listen: SocketAddr,
+    /// Folder of blobs, in the state folder if not given; servers that share a Postgres need one that they all reach
+    #[arg(long, env = "CAUSEWAY_BLOBS")]
+    pub blobs: Option<PathBuf>,
     /// A Postgres (14 or newer) to use instead of the server's own
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
@@ -93,9 +96,10 @@ async fn serve_with(
     stop: &CancellationToken,
 ) -> Result<()> {
     let pool = database::connect(url).await?;
+    let blobs = args.blobs.clone().unwrap_or_else(|| args.state.join("blobs"));
     let app = App {
         pool: pool.clone(),
-        blobs: Blobs::open(&args.state.join("blobs"))?,
+        blobs: Blobs::open(&blobs)?,
         wake: Wake::default(),
         hosts: Hosts::new(args.hosts.iter().cloned()),
         lease_seconds: args.lease_seconds,

@@ -1,12 +1,13 @@
 //! The harness: real servers and trainers as processes, each with a state folder and a Postgres of its own, so that
 //! tests run side by side and a kill is a kill.
 
+pub mod chaos;
 mod process;
 mod server;
 mod trainer;
 mod worker;
 
-pub use process::{Process, binary, repository, wait_for};
+pub use process::{Process, attempts, binary, repository, wait_for};
 pub use server::Server;
 pub use trainer::{Trainer, demo_data, small_finetune};
 pub use worker::{FakeWorker, Held};

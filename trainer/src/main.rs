@@ -127,9 +127,10 @@ struct DataArgs {
 
 #[derive(Args)]
 struct WorkArgs {
-    /// URL of the server.
-    #[arg(long, env = "CAUSEWAY_SERVER", default_value = "http://127.0.0.1:7411")]
-    server: String,
+    /// URL of the server; of several that share a database give each, and any that answers is asked.
+    #[arg(long = "server", env = "CAUSEWAY_SERVER", value_delimiter = ',', value_name = "URL",
+        default_value = "http://127.0.0.1:7411")]
+    servers: Vec<String>,
     /// File with a worker token.
     #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]
     token_file: PathBuf,
@@ -175,11 +176,11 @@ impl WorkArgs {
         let idle = self.idle_seconds.map(Duration::from_secs);
         let grace = Duration::from_secs(self.grace_seconds);
         let WorkArgs {
-            server, token_file, state, data, name, devices, labels, allow_commands, address, ..
+            servers, token_file, state, data, name, devices, labels, allow_commands, address, ..
         } = self;
         let (data, threads) = (data.data, self.threads);
         Work {
-            server,
+            servers,
             token_file,
             state,
             data,

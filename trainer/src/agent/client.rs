@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
@@ -27,6 +29,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const FULL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an answer may take on top of what the server was asked to wait.
 const ANSWER: Duration = Duration::from_secs(30);
+/// The same for a heartbeat.
+const HEARTBEAT_ANSWER: Duration = Duration::from_secs(5);
 /// Slowest upload or download that is waited for, bytes per second.
 const BLOB_RATE: u64 = 256 * 1024;
 
@@ -69,24 +73,28 @@ pub struct Lease {
     pub epoch: i64,
 }
 
-/// The server's address and how to speak to it.
+/// The servers' addresses and how to speak to them. They share a database, so any of them will do.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
-    base: String,
+    bases: Arc<[String]>,
+    /// The one that is asked now.
+    at: Arc<AtomicUsize>,
     token_file: PathBuf,
 }
 
 impl Client {
-    /// A client of the server at `url`. The token is read from its file for each request, so that it may be replaced.
-    pub fn new(url: &str, token_file: &Path) -> Result<Client> {
+    /// A client of the servers at these URLs: where one does not answer the next is asked. The token is read from its file
+    /// for each request, so that it may be replaced.
+    pub fn new(urls: &[String], token_file: &Path) -> Result<Client> {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .user_agent(concat!("causeway-trainer/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("making the HTTP client")?;
-        let base = format!("{}/api/v1", url.trim_end_matches('/'));
-        Ok(Client { http, base, token_file: token_file.to_owned() })
+        ensure!(!urls.is_empty(), "a worker needs a server");
+        let bases = urls.iter().map(|url| format!("{}/api/v1", url.trim_end_matches('/'))).collect();
+        Ok(Client { http, bases, at: Arc::default(), token_file: token_file.to_owned() })
     }
 
     /// Makes the worker known.
@@ -107,10 +115,11 @@ impl Client {
         Ok(self.send("ask for work", build, read).await?)
     }
 
-    /// Renews the lease and waits for an order.
+    /// Renews the lease and waits for an order. An answer that takes much longer than it should is not waited for: the
+    /// lease would run out behind a connection on which nothing arrives any more.
     pub async fn heartbeat(&self, lease: Lease, wait_ms: u64) -> Result<HeartbeatAnswer, Refusal> {
         let request = HeartbeatRequest { epoch: lease.epoch, wait_ms };
-        let timeout = Duration::from_millis(wait_ms) + ANSWER;
+        let timeout = Duration::from_millis(wait_ms) + HEARTBEAT_ANSWER;
         self.post(lease, "heartbeat", &request, timeout, Response::json).await
     }
 
@@ -196,7 +205,8 @@ impl Client {
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let token = std::fs::read_to_string(&self.token_file).unwrap_or_default();
-        self.http.request(method, format!("{}/{path}", self.base)).bearer_auth(token.trim())
+        let base = &self.bases[self.at.load(Ordering::Relaxed) % self.bases.len()];
+        self.http.request(method, format!("{base}/{path}")).bearer_auth(token.trim())
     }
 
     /// Sends a request until the server has answered for good and the answer is read: a server that is killed in the
@@ -212,6 +222,7 @@ impl Client {
         let mut backoff = BACKOFF.0;
         loop {
             let told = |error| (format!("{:#}", anyhow::Error::new(error)), backoff);
+            let asked = self.at.load(Ordering::Relaxed);
             let (failure, wait) = match build().send().await {
                 Ok(response) if response.status().is_success() => match read(response).await {
                     Ok(answer) => {
@@ -249,6 +260,8 @@ impl Client {
                 tracing::warn!(what, failure, "the server does not do it; trying on");
                 complained = Some(Instant::now());
             }
+            // To the next server, unless another request has gone there already.
+            let _ = self.at.compare_exchange(asked, asked.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
             tokio::time::sleep(jittered(wait)).await;
             backoff = (backoff * 2).min(BACKOFF.1);
         }

@@ -45,8 +45,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct Work {
-    /// URL of the server.
-    pub server: String,
+    /// URLs of the server, or of several that share a database.
+    pub servers: Vec<String>,
     /// File with a worker token.
     pub token_file: PathBuf,
     /// Folder of the worker's id and attempts.
@@ -138,7 +138,7 @@ impl Agent {
         };
         tracing::info!(worker = %worker.id, name = worker.name, assets = worker.assets.len(), threads, "starting");
         let mut agent = Agent {
-            client: Client::new(&work.server, &work.token_file)?,
+            client: Client::new(&work.servers, &work.token_file)?,
             settings: Arc::new(Settings { data, threads, cache, grace: work.grace, shutdown }),
             worker,
             attempts: state.join("attempts"),

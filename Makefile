@@ -5,8 +5,9 @@
 #   STATE=dir make demo     … with all state in that folder
 #   make test               everything that is checked, set-up included
 #   make lint               formatting, clippy and the type check only
-#   make bench, make chaos  the benchmarks and the long failure tests; BENCH=memory,lora make bench runs those parts, and
-#                           BENCH=simulate and BENCH=bloat, named, at full length (DAYS=2, RUNS=20000 make them shorter)
+#   make bench              the benchmarks; BENCH=memory,lora make bench runs those parts, and BENCH=simulate and BENCH=bloat,
+#                           named, at full length (DAYS=2, RUNS=20000 make them shorter)
+#   make chaos              the long failure tests: FAULTS=500 faults, from SEED=… or one that is printed
 
 SHELL := /bin/bash
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -14,7 +15,7 @@ DEPS := $(ROOT)/.deps
 RELEASE := $(abspath $(or $(CARGO_TARGET_DIR),$(ROOT)/target))/release
 
 export STARTED := $(shell date +%s.%N)
-export STATE ONCE
+export STATE ONCE FAULTS SEED
 export PATH := $(DEPS)/bin:$(PATH):$(HOME)/.cargo/bin
 export CARGO_TARGET_DIR := $(patsubst %/release,%,$(RELEASE))
 export LIBTORCH := $(DEPS)/libtorch

@@ -29,7 +29,11 @@ STEPS = {
         "set-up's tests": [sys.executable, "-m", "unittest", "discover", "--start-directory", "setup"],
         "Rust tests": [*RUNNER, "--release", "--workspace"],
     },
-    "chaos": BUILD | {"tests that kill": [*RUNNER, "--release", "--package", "causeway-tests", "kills"]},
+    "chaos": BUILD | {
+        "tests that kill": [*RUNNER, "--release", "--package", "causeway-tests", "kills"],
+        # Reads FAULTS and SEED; its last line is JSON.
+        "chaos": ["cargo", "run", "--release", "--package", "causeway-tests", "--bin", "causeway-chaos"],
+    },
 }
 SLURM = {"tests on a Slurm cluster": ["cargo", "test", "--release", "--package", "causeway-tests", "--features", "slurm",
                                       "--test", "slurm", "--", "--test-threads", "1"]}

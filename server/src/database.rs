@@ -26,8 +26,9 @@ pub async fn connect(url: &str) -> Result<PgPool> {
     let options = PgConnectOptions::from_str(url)
         .context("DATABASE_URL")?
         .application_name("causeway")
-        // A statement that runs this long is a bug, and holds locks.
-        .options([("statement_timeout", "60s"), ("idle_in_transaction_session_timeout", "60s")]);
+        // A statement that runs this long is a bug, and holds locks. So does a server that was stopped or cut off in the
+        // middle of a transaction: the others wait for what it holds, the scheduler's lock for example, so long at most.
+        .options([("statement_timeout", "60s"), ("idle_in_transaction_session_timeout", "10s")]);
     let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS_MAX)
         .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -44,6 +44,9 @@ pub enum Error {
     /// 409: another attempt holds the run now. The worker must stop.
     #[error("the lease is gone: its epoch is stale, and nothing was changed")]
     StaleLease,
+    /// 408: the request broke off before its body was here. What was cut off may be sent again.
+    #[error("the request broke off: {0}; send it again")]
+    BrokenOff(String),
     /// 413: larger than a named limit.
     #[error("{0}")]
     TooLarge(String),
@@ -98,6 +101,7 @@ impl Error {
             }
             Error::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Not possible in this state"),
             Error::StaleLease => (StatusCode::CONFLICT, "stale-lease", "The lease is gone"),
+            Error::BrokenOff(_) => (StatusCode::REQUEST_TIMEOUT, "broken-off", "The request broke off"),
             Error::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large"),
             Error::UnsupportedMediaType => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Wrong content type")
@@ -154,11 +158,11 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_) => Error::Database(error),
             // 57P0x: the server is shutting down, starting, or ended this backend; 40xxx: retry the transaction;
-            // 53xxx: out of connections or disk.
+            // 53xxx: out of connections or disk; 25P03: the transaction was left alone for too long.
             sqlx::Error::Database(inner)
                 if inner
                     .code()
-                    .is_some_and(|code| ["57P", "40", "53"].iter().any(|c| code.starts_with(c))) =>
+                    .is_some_and(|code| ["57P", "40", "53", "25P03"].iter().any(|c| code.starts_with(c))) =>
             {
                 Error::Database(error)
             }

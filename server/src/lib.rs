@@ -244,7 +244,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
                     StatusCode::PAYLOAD_TOO_LARGE => {
                         Error::TooLarge(format!("a body has at most {JSON_MAX} bytes"))
                     }
-                    _ => Error::BadRequest(rejection.body_text()),
+                    _ => Error::BrokenOff(rejection.body_text()),
                 }
             })?;
         let mut reader = serde_json::Deserializer::from_slice(&bytes);

@@ -56,7 +56,7 @@ pub struct ServeArgs {
     /// Listen for other machines without TLS: behind a proxy that has it, or on a network that is trusted
     #[arg(long, env = "CAUSEWAY_INSECURE_HTTP")]
     pub insecure_http: bool,
-    /// Folder of blobs; several servers of one database share one
+    /// Folder of blobs, in the state folder if not given; servers that share a Postgres need one that they all reach
     #[arg(long, env = "CAUSEWAY_BLOBS", value_name = "DIR")]
     pub blobs: Option<PathBuf>,
     /// Seconds after which a silent worker's lease is taken back
@@ -123,9 +123,10 @@ async fn serve_with(
     stop: &CancellationToken,
 ) -> Result<()> {
     let pool = database::connect(url).await?;
+    let blobs = args.blobs.clone().unwrap_or_else(|| args.state.join("blobs"));
     let app = App {
         pool: pool.clone(),
-        blobs: Blobs::open(args.blobs.as_deref().unwrap_or(&args.state.join("blobs")))?,
+        blobs: Blobs::open(&blobs)?,
         wake: Wake::default(),
         hosts: Hosts::new(args.hosts.iter().cloned()),
         tls: certificate.is_some(),

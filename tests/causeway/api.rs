@@ -5,7 +5,10 @@ use causeway_tests::{Server, repository, spec};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::Digest;
-use std::fs;
+use std::{
+    fs,
+    io::{Read, Write},
+};
 
 #[test]
 fn the_openapi_document_is_the_committed_one() {
@@ -161,5 +164,30 @@ async fn notes_and_tags_change_and_the_rest_does_not() -> Result<()> {
     assert_eq!(server.get("/runs?tag=paper").await?["items"].as_array().unwrap().len(), 1);
     let refused = server.user(Method::PATCH, &path)?.json(&json!({"state": "succeeded"})).send().await?;
     assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_broke_off_may_be_sent_again() -> Result<()> {
+    let server = Server::start().await?;
+    let (host, token) = (server.url().replace("http://", ""), server.token("user")?);
+    let sha256 = causeway_protocol::sha256_hex(b"whole");
+    for (request, kind) in [
+        ("POST /api/v1/runs".to_owned(), "application/json"),
+        (format!("PUT /api/v1/blobs/{sha256}"), "application/octet-stream"),
+    ] {
+        let mut stream = std::net::TcpStream::connect(&host)?;
+        // Half of a body, and then the end of what the client says.
+        write!(
+            stream,
+            "{request} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\ncontent-type: {kind}\r\n\
+             content-length: 100\r\n\r\n{{\"experiment\":"
+        )?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        // No word at all is as good; a refusal would be for good.
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{request}: {answer}");
+    }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod analysis;
 mod api;
 mod bad_input;
 mod browser;
+mod chaos;
 mod command;
 mod commands;
 mod end_to_end;

@@ -2,6 +2,7 @@
 //! tests run side by side and a kill is a kill.
 
 mod authority;
+pub mod chaos;
 mod line;
 mod process;
 mod server;
@@ -10,7 +11,7 @@ mod worker;
 
 pub use authority::Authority;
 pub use line::BadLine;
-pub use process::{Process, binary, repository, wait_for};
+pub use process::{Process, attempts, binary, repository, wait_for};
 pub use server::Server;
 pub use trainer::{Trainer, demo_data, small_finetune};
 pub use worker::{FakeWorker, Held};

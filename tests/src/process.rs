@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -20,7 +21,7 @@ impl Process {
     /// If it cannot be started.
     pub fn start(command: &mut Command, log: &Path) -> Result<Process> {
         use std::os::unix::process::CommandExt;
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -34,6 +35,12 @@ impl Process {
     /// Process id.
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: our own child; its id is not used again before it has been waited for.
+        unsafe { libc::kill(self.pid(), signal) };
     }
 
     /// `kill -9` of this process alone.
@@ -77,19 +84,26 @@ impl Drop for Process {
     }
 }
 
-/// A binary of this workspace, built beside the tests.
+/// Training processes of an agent, by the state folder in their command line; each with its attempt's folder.
+pub fn attempts(state: &Path) -> Vec<(i32, PathBuf)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut arguments = line.split('\0').skip(1);
+        let folder = arguments.next().filter(|word| *word == "attempt").and_then(|_| arguments.next())?;
+        Path::new(folder).starts_with(state).then(|| (pid, PathBuf::from(folder)))
+    });
+    pids.collect()
+}
+
+/// A binary of this workspace, built beside the tests or the program that asks.
 ///
 /// # Panics
 /// If it has not been built.
 pub fn binary(name: &str) -> PathBuf {
-    let folder = std::env::current_exe().expect("a running test has a path");
-    let path = folder.ancestors().nth(2).expect("target/release/deps").join(name);
-    assert!(
-        path.exists(),
-        "{} is not built: run `make test`, or cargo build --release first",
-        path.display()
-    );
-    path
+    let this = std::env::current_exe().expect("a running test has a path");
+    let built = this.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    built.unwrap_or_else(|| panic!("{name} is not built: run `make test`, or cargo build --release first"))
 }
 
 /// The root of the repository.

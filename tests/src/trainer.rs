@@ -2,7 +2,7 @@
 
 use crate::{
     Authority, Server,
-    process::{Process, binary, repository},
+    process::{Process, attempts, binary, repository},
 };
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -135,14 +135,7 @@ impl Trainer {
 
     /// Process ids of the training processes of this agent, found by their command line.
     pub fn attempts(&self) -> Vec<i32> {
-        let ours = self.state.to_string_lossy().into_owned();
-        let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
-            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-            let mut arguments = line.split('\0').skip(1);
-            (arguments.next()? == "attempt" && arguments.next()?.starts_with(&ours)).then_some(pid)
-        });
-        pids.collect()
+        attempts(&self.state).into_iter().map(|(pid, _)| pid).collect()
     }
 
     /// `kill -9` of every training process; says how many there were.

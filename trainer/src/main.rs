@@ -128,9 +128,15 @@ struct DataArgs {
 
 #[derive(Args)]
 struct WorkArgs {
-    /// URL of the server.
-    #[arg(long, env = "CAUSEWAY_SERVER", default_value = "http://127.0.0.1:7411")]
-    server: String,
+    /// URL of the server; of several that share a database give each, and any that answers is asked.
+    #[arg(
+        long = "server",
+        env = "CAUSEWAY_SERVER",
+        value_delimiter = ',',
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7411"
+    )]
+    servers: Vec<String>,
     #[command(flatten)]
     trust: Trust,
     /// File with a worker token.
@@ -178,7 +184,7 @@ impl WorkArgs {
         let idle = self.idle_seconds.map(Duration::from_secs);
         let grace = Duration::from_secs(self.grace_seconds);
         let WorkArgs {
-            server,
+            servers,
             trust,
             token_file,
             state,
@@ -192,7 +198,7 @@ impl WorkArgs {
         } = self;
         let (data, threads) = (data.data, self.threads);
         Work {
-            server,
+            servers,
             trust,
             token_file,
             state,

@@ -77,7 +77,7 @@ impl Incoming {
     /// Takes a piece, and answers how much there is then. What came before a cut is kept.
     ///
     /// # Errors
-    /// 409 where the file does not end at the piece's offset, 413 for more bytes than the blob has, 400 for a cut.
+    /// 409 where the file does not end at the piece's offset, 413 for more bytes than the blob has, 408 for a cut.
     pub async fn take(&self, piece: Piece, body: Body) -> Result<u64> {
         let mut end = self.append(piece.offset, Vec::new()).await?;
         let mut stream = body.into_data_stream();
@@ -91,9 +91,7 @@ impl Incoming {
                     return Err(Error::TooLarge(format!("the body goes on after {} bytes", piece.length)));
                 }
                 More::Broke(error) => {
-                    return Err(Error::BadRequest(format!(
-                        "the upload broke off after {end} bytes: {error}"
-                    )));
+                    return Err(Error::BrokenOff(format!("{end} bytes have arrived, then {error}")));
                 }
             }
         }

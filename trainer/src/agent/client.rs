@@ -2,7 +2,7 @@
 //! for ever: a control-plane error never ends a training process. Only a refusal reaches the caller.
 
 use crate::random::SplitMix64;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use causeway_connect::{Trust, explain};
 use causeway_protocol::{
     EventBatch, EventsAccepted, FinishLease, HeartbeatAnswer, HeartbeatRequest, LeaseGrant, LeaseRequest,
@@ -13,6 +13,8 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -26,6 +28,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const FULL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an answer may take on top of what the server was asked to wait.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
+/// The same for a heartbeat.
+const HEARTBEAT_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why the server will not do what it was asked, however often.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,25 +70,36 @@ pub struct Lease {
     pub epoch: i64,
 }
 
-/// The server's address and how to speak to it.
+/// The servers' addresses and how to speak to them. They share a database, so any of them will do.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
-    base: String,
+    bases: Arc<[String]>,
+    /// The one that is asked now.
+    at: Arc<AtomicUsize>,
     token_file: PathBuf,
 }
 
 impl Client {
-    /// A client of the server at `url`. The token is read from its file for each request, so that it may be replaced.
-    pub fn new(url: &str, trust: &Trust, token_file: &Path) -> Result<Client> {
+    /// A client of the servers at these URLs: where one does not answer the next is asked. The token is read from its file
+    /// for each request, so that it may be replaced.
+    pub fn new(urls: &[String], trust: &Trust, token_file: &Path) -> Result<Client> {
+        let (first, others) = urls.split_first().context("a worker needs the address of a server")?;
+        let scheme = trust.check(first)?.scheme().to_owned();
+        for url in others {
+            ensure!(
+                trust.check(url)?.scheme() == scheme,
+                "{first} and {url}: give all servers as https or all as http"
+            );
+        }
         let http = trust
-            .client(url)?
+            .client(first)?
             .connect_timeout(Duration::from_secs(5))
             .user_agent(concat!("causeway-trainer/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("making the HTTP client")?;
-        let base = format!("{}/api/v1", url.trim_end_matches('/'));
-        Ok(Client { http, base, token_file: token_file.to_owned() })
+        let bases = urls.iter().map(|url| format!("{}/api/v1", url.trim_end_matches('/'))).collect();
+        Ok(Client { http, bases, at: Arc::default(), token_file: token_file.to_owned() })
     }
 
     /// Makes the worker known.
@@ -105,10 +120,11 @@ impl Client {
         Ok(self.send("ask for work", build, read).await?)
     }
 
-    /// Renews the lease and waits for an order.
+    /// Renews the lease and waits for an order. An answer that takes much longer than it should is not waited for: the
+    /// lease would run out behind a connection on which nothing arrives any more.
     pub async fn heartbeat(&self, lease: Lease, wait_ms: u64) -> Result<HeartbeatAnswer, Refusal> {
         let request = HeartbeatRequest { epoch: lease.epoch, wait_ms };
-        let timeout = Duration::from_millis(wait_ms) + ANSWER;
+        let timeout = Duration::from_millis(wait_ms) + HEARTBEAT_ANSWER;
         self.post(lease, "heartbeat", &request, timeout, Response::json).await
     }
 
@@ -148,7 +164,8 @@ impl Client {
     /// A request with the token, which is read anew each time.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let token = std::fs::read_to_string(&self.token_file).unwrap_or_default();
-        self.http.request(method, format!("{}/{path}", self.base)).bearer_auth(token.trim())
+        let base = &self.bases[self.asked() % self.bases.len()];
+        self.http.request(method, format!("{base}/{path}")).bearer_auth(token.trim())
     }
 
     /// Sends a request until the server has answered for good and the answer is read: a server that is killed in the
@@ -190,7 +207,11 @@ impl Client {
     /// Patience for something that has not failed yet.
     pub(super) fn patience(&self, what: &'static str) -> Patience<'_> {
         let (begin, complained, backoff) = (Instant::now(), None, BACKOFF.0);
-        Patience { what, token_file: &self.token_file, begin, complained, backoff }
+        Patience { what, client: self, asked: self.asked(), begin, complained, backoff }
+    }
+
+    fn asked(&self) -> usize {
+        self.at.load(Ordering::Relaxed)
     }
 }
 
@@ -205,7 +226,9 @@ pub(super) enum Failure {
 /// How one goes on after a failure: later, and without an end where time may help.
 pub(super) struct Patience<'a> {
     what: &'static str,
-    token_file: &'a Path,
+    client: &'a Client,
+    /// The server that was asked.
+    asked: usize,
     begin: Instant,
     complained: Option<Instant>,
     backoff: Duration,
@@ -226,7 +249,7 @@ impl Patience<'_> {
                 }
                 match answer.status {
                     StatusCode::UNAUTHORIZED => {
-                        let file = self.token_file.display();
+                        let file = self.client.token_file.display();
                         (format!("the token in {file} is not a worker token of this server"), BACKOFF_TOKEN)
                     }
                     _ => (answer.to_string(), self.backoff),
@@ -237,7 +260,11 @@ impl Patience<'_> {
             tracing::warn!(what = self.what, failure, "the server does not do it; trying on");
             self.complained = Some(Instant::now());
         }
+        // To the next server, unless another request has gone there already.
+        let next = self.asked.wrapping_add(1);
+        let _ = self.client.at.compare_exchange(self.asked, next, Ordering::Relaxed, Ordering::Relaxed);
         tokio::time::sleep(jittered(wait)).await;
+        self.asked = self.client.asked();
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
         Ok(())
     }

@@ -47,8 +47,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct Work {
-    /// URL of the server.
-    pub server: String,
+    /// URLs of the server, or of several that share a database.
+    pub servers: Vec<String>,
     /// Whom it believes.
     pub trust: Trust,
     /// File with a worker token.
@@ -115,7 +115,7 @@ struct Agent {
 impl Agent {
     async fn run(work: Work) -> Result<()> {
         ensure!(!work.devices.is_empty(), "a worker needs a device");
-        let client = Client::new(&work.server, &work.trust, &work.token_file)?;
+        let client = Client::new(&work.servers, &work.trust, &work.token_file)?;
         for name in &work.devices {
             device::open(name)?;
         }
@@ -147,7 +147,7 @@ impl Agent {
         let mut agent = Agent {
             client,
             settings: Arc::new(Settings {
-                server: work.server,
+                server: work.servers.first().cloned().unwrap_or_default(),
                 data,
                 threads,
                 cache,

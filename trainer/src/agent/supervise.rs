@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-/// How long the server is asked to hold a heartbeat: well inside a lease of 30 s.
+/// How long the server is asked to hold a heartbeat at most; never longer than a third of the lease, which it renews when
+/// it arrives.
 const HEARTBEAT_WAIT_MS: u64 = 10_000;
 /// Least time between two heartbeats, if the server answers at once.
 const HEARTBEAT_PAUSE: Duration = Duration::from_secs(1);
@@ -70,7 +71,8 @@ impl Supervisor {
         let lease = Lease { id: held.grant.id, epoch: held.grant.epoch };
         let (sender, signals) = mpsc::channel(8);
         let mut background = JoinSet::new();
-        background.spawn_local(heartbeats(client.clone(), lease, sender.clone()));
+        let wait_ms = HEARTBEAT_WAIT_MS.min(held.grant.expires_in_ms / 3);
+        background.spawn_local(heartbeats(client.clone(), lease, wait_ms, sender.clone()));
         let mut shutdown = settings.shutdown.clone();
         background.spawn_local(async move {
             if shutdown.wait_for(|down| *down).await.is_ok() {
@@ -371,10 +373,10 @@ async fn prepare(
 }
 
 /// Renews the lease for as long as the attempt lasts, and passes the server's orders on.
-async fn heartbeats(client: Client, lease: Lease, signals: mpsc::Sender<Signal>) {
+async fn heartbeats(client: Client, lease: Lease, wait_ms: u64, signals: mpsc::Sender<Signal>) {
     loop {
         let asked = Instant::now();
-        let signal = match client.heartbeat(lease, HEARTBEAT_WAIT_MS).await {
+        let signal = match client.heartbeat(lease, wait_ms).await {
             Ok(answer) => match answer.order {
                 Order::Continue => None,
                 Order::Stop => Some(Signal::Stop),

@@ -180,9 +180,8 @@ pub async fn features(conn: &mut PgConnection, run: Uuid) -> Result<Vec<FeatureF
 /// # Errors
 /// If the database does not answer.
 pub async fn end(conn: &mut PgConnection, runs: &[Uuid]) -> Result<()> {
-    let all = sqlx::query_scalar!("select id from run where part_of = any($1)", runs)
-        .fetch_all(&mut *conn)
-        .await?;
+    let all =
+        sqlx::query_scalar!("select id from run where part_of = any($1)", runs).fetch_all(&mut *conn).await?;
     if all.is_empty() {
         return Ok(());
     }
@@ -190,12 +189,10 @@ pub async fn end(conn: &mut PgConnection, runs: &[Uuid]) -> Result<()> {
     sqlx::query!("update run set cancel_requested = true where id = any($1) and state = 'running'", &all)
         .execute(&mut *conn)
         .await?;
-    let waiting: Vec<Uuid> = sqlx::query_scalar!(
-        "select id from run where id = any($1) and state in ('queued', 'paused')",
-        &all
-    )
-    .fetch_all(&mut *conn)
-    .await?;
+    let waiting: Vec<Uuid> =
+        sqlx::query_scalar!("select id from run where id = any($1) and state in ('queued', 'paused')", &all)
+            .fetch_all(&mut *conn)
+            .await?;
     if !waiting.is_empty() {
         Box::pin(runs::change_states(conn, &waiting, RunState::Cancelled, "the whole has ended")).await?;
     }

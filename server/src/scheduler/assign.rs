@@ -46,7 +46,8 @@ async fn insert_attempts(
     runs: &[Uuid],
     now: OffsetDateTime,
 ) -> Result<()> {
-    let first = |start: &Start| start.members.first().map(|member| (member.worker, member.devices.join(", ")));
+    let first =
+        |start: &Start| start.members.first().map(|member| (member.worker, member.devices.join(", ")));
     let (workers, devices): (Vec<Uuid>, Vec<String>) = starts.iter().filter_map(first).unzip();
     let members: Vec<String> = starts.iter().map(members).collect();
     // The number comes from the table: an attempt that nobody picked up has left no gap behind.
@@ -85,7 +86,8 @@ async fn lend(
     now: OffsetDateTime,
     lease_seconds: f64,
 ) -> Result<()> {
-    let (mut leases, mut of_attempt, mut workers, mut ranks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut leases, mut of_attempt, mut workers, mut ranks) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut holders, mut hosts, mut devices) = (Vec::new(), Vec::new(), Vec::new());
     for (start, attempt) in starts.iter().zip(attempts) {
         for (rank, member) in (0..).zip(&start.members) {

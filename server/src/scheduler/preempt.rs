@@ -40,7 +40,8 @@ pub fn victims(cluster: &Cluster, waiting: &Waiting, taken: &HashSet<Place>) -> 
         at_once.chain(lower.iter().zip(1..).map(|(running, turn)| (running.run, turn))).collect();
     let rooms = rooms(cluster, waiting, taken, &turns);
     // The fewest from the front that make room …
-    let mut enough: Vec<usize> = rooms.iter().filter_map(|room| room.get(waiting.devices - 1).copied()).collect();
+    let mut enough: Vec<usize> =
+        rooms.iter().filter_map(|room| room.get(waiting.devices - 1).copied()).collect();
     enough.sort_unstable();
     match enough.get(waiting.nodes - 1) {
         None => Victims::default(),
@@ -63,7 +64,8 @@ fn rooms(
     let hosts = cluster.hosts.iter().enumerate().filter(|(_, host)| fit::eligible(host, waiting));
     let room = |(at, host): (usize, &Host)| {
         let devices = host.devices.iter().enumerate();
-        let suits = devices.filter(|(device, it)| it.memory >= waiting.memory && !taken.contains(&(at, *device)));
+        let suits =
+            devices.filter(|(device, it)| it.memory >= waiting.memory && !taken.contains(&(at, *device)));
         let turn = |(_, device): (usize, &Device)| match device.held_by {
             None => Some(0),
             Some(run) => turns.get(&run).copied(),
@@ -77,7 +79,8 @@ fn rooms(
 
 /// … and of those, from the one that would lose most, whoever is not needed goes on.
 fn needed(rooms: &[Vec<usize>], waiting: &Waiting, enough: usize) -> Vec<usize> {
-    let mut free: Vec<usize> = rooms.iter().map(|room| room.partition_point(|turn| *turn <= enough)).collect();
+    let mut free: Vec<usize> =
+        rooms.iter().map(|room| room.partition_point(|turn| *turn <= enough)).collect();
     let mut fitting = free.iter().filter(|free| **free >= waiting.devices).count();
     let mut held: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
     for (at, room) in rooms.iter().enumerate() {

@@ -265,7 +265,8 @@ fn real_data(data: &Path) -> Result<()> {
         trainer(command, &spec, folder.path(), &out, Some(&folder.path().join("data")))?;
         report(&format!("{name}_seconds"), start.elapsed().as_secs_f64(), "s", "the whole command");
         for line in journal(&out, |line| line["event"] == "point" && kind == "dataset") {
-            let (k, n) = (line["protocol"]["readout"]["k"].as_u64().context("k")?, line["n"].as_f64().context("n")?);
+            let (k, n) =
+                (line["protocol"]["readout"]["k"].as_u64().context("k")?, line["n"].as_f64().context("n")?);
             let accuracy = 100.0 * line["correct"].as_f64().context("correct")? / n;
             report(
                 &format!("{name}_k{k}"),

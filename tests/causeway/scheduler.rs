@@ -352,9 +352,7 @@ async fn a_run_past_its_limit_fails() -> Result<()> {
     let run = server.submit(&limited).await?;
     let held = worker.lease(5000).await?.context("a lease")?;
     let database = server.database().await?;
-    sqlx::query("update attempt set assigned_at = assigned_at - interval '3 minutes'")
-        .execute(&database)
-        .await?;
+    sqlx::query("update lease set ends_at = ends_at - interval '3 minutes'").execute(&database).await?;
     let failed = server.wait_for_run(&run, &["failed"], 10).await?;
     assert_eq!(failed["reason"], "it took longer than the 3 minutes of resources.minutes");
     assert_eq!(worker.finish(&held, "succeeded", "").await?, StatusCode::CONFLICT);

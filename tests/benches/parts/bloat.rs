@@ -88,7 +88,8 @@ async fn assign(app: &App) -> Result<()> {
 
 /// Every lease that was assigned is fetched and finished.
 async fn work(app: &App) -> Result<usize> {
-    let workers: Vec<Uuid> = sqlx::query_scalar("select distinct worker_id from lease").fetch_all(&app.pool).await?;
+    let workers: Vec<Uuid> =
+        sqlx::query_scalar("select distinct worker_id from lease").fetch_all(&app.pool).await?;
     let mut tasks = JoinSet::new();
     for agent in 0..AGENTS {
         let app = app.clone();
@@ -148,7 +149,12 @@ async fn decisions(app: &App, project: (Uuid, Uuid), name: &str) -> Result<()> {
     times.sort_by(f64::total_cmp);
     for (quantile, share) in [("p50", 0.5), ("p99", 0.99)] {
         let time = times[(share * (times.len() - 1) as f64) as usize];
-        report(&format!("bloat_decision_{name}_{quantile}"), time, "ms", "1,000 runs at work and 1,000 waiting");
+        report(
+            &format!("bloat_decision_{name}_{quantile}"),
+            time,
+            "ms",
+            "1,000 runs at work and 1,000 waiting",
+        );
     }
     let mut ended = work(app).await?;
     assign(app).await?;

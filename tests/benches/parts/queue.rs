@@ -48,7 +48,13 @@ struct Api {
 }
 
 impl Api {
-    async fn send(&self, method: Method, token: &str, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
+    async fn send(
+        &self,
+        method: Method,
+        token: &str,
+        path: &str,
+        body: &Value,
+    ) -> Result<(StatusCode, Value)> {
         let request = self.client.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(token);
         let response = request.json(body).send().await?;
         let (status, bytes) = (response.status(), response.bytes().await?);
@@ -261,7 +267,8 @@ async fn pass_through(server: &Server, api: &Arc<Api>) -> Result<()> {
         }
     }
     let states = server.database().await?;
-    let left: i64 = sqlx::query_scalar("select count(*) from run where state <> 'succeeded'").fetch_one(&states).await?;
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from run where state <> 'succeeded'").fetch_one(&states).await?;
     ensure!(left == 0, "{left} runs have not succeeded");
     Ok(())
 }
@@ -269,13 +276,17 @@ async fn pass_through(server: &Server, api: &Arc<Api>) -> Result<()> {
 /// The same of graphile-worker.
 fn peer(server: &Server) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let there = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|it| it.status.success());
+    let there =
+        |program: &str| Command::new(program).arg("--version").output().is_ok_and(|it| it.status.success());
     if !there("node") || !there("npm") {
         eprintln!("there is no node, or no npm: graphile-worker is left out");
         return Ok(());
     }
     let mut install = Command::new("npm");
-    install.args(["install", "--no-audit", "--no-fund", "--no-save", "--prefix"]).arg(folder.path()).arg(PEER);
+    install
+        .args(["install", "--no-audit", "--no-fund", "--no-save", "--prefix"])
+        .arg(folder.path())
+        .arg(PEER);
     let installed = install.output()?;
     if !installed.status.success() {
         let why = String::from_utf8_lossy(&installed.stderr).into_owned();

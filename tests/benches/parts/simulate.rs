@@ -120,7 +120,11 @@ pub async fn simulate() -> Result<()> {
             work.began = Some(minute);
             if !std::mem::replace(&mut work.picked, true) {
                 let job = &jobs[work.job];
-                notes.waits.entry((job.project, job.priority)).or_default().push((minute - job.minute) as f64);
+                notes
+                    .waits
+                    .entry((job.project, job.priority))
+                    .or_default()
+                    .push((minute - job.minute) as f64);
             }
         }
         notes.minute(&works, &jobs);
@@ -166,16 +170,29 @@ impl Notes {
             let what = "a pass: begin, everything read, decided and written, commit";
             report(&format!("simulate_pass_{name}"), at(&mut self.passes, share), "ms", what);
         }
-        report("simulate_yields", self.yields as f64, "", "times that a run gave way to one of higher priority");
+        report(
+            "simulate_yields",
+            self.yields as f64,
+            "",
+            "times that a run gave way to one of higher priority",
+        );
         for ((project, priority), mut of) in self.waits {
             let weight = WEIGHTS[project];
-            let what = format!("from submission to start, weight {weight}, priority {priority}, {} runs", of.len());
+            let what =
+                format!("from submission to start, weight {weight}, priority {priority}, {} runs", of.len());
             for (name, share) in [("p50", 0.5), ("p95", 0.95)] {
-                report(&format!("simulate_wait_{project}_{priority}_{name}"), at(&mut of, share), "min", &what);
+                report(
+                    &format!("simulate_wait_{project}_{priority}_{name}"),
+                    at(&mut of, share),
+                    "min",
+                    &what,
+                );
             }
         }
         for (project, weight) in WEIGHTS.iter().enumerate().filter(|(project, _)| self.due[*project] > 0.0) {
-            let what = format!("weight {weight}: devices held for those due to it, over the minutes its runs waited");
+            let what = format!(
+                "weight {weight}: devices held for those due to it, over the minutes its runs waited"
+            );
             report(&format!("simulate_share_{project}"), self.held[project] / self.due[project], "x", &what);
         }
     }
@@ -275,7 +292,8 @@ fn jobs(days: usize) -> Vec<Job> {
         .map(|_| {
             let size = SIZES[pick(&SIZES.map(|size| size.2), uniform()).unwrap_or(0)];
             let priority = PRIORITIES[pick(&PRIORITIES.map(|it| it.1), uniform()).unwrap_or(0)].0;
-            let normal = (-2.0 * uniform().max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+            let normal =
+                (-2.0 * uniform().max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
             // A lognormal of that mean.
             let minutes = mean * (SPREAD * normal - SPREAD * SPREAD / 2.0).exp();
             let minute = loop {
@@ -353,11 +371,13 @@ async fn finish(
         return Ok(0);
     }
     let mut tx = pool.begin().await?;
-    sqlx::query("update attempt set state = 'succeeded', ended_at = $2 where run_id = any($1) and ended_at is null")
-        .bind(&done)
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "update attempt set state = 'succeeded', ended_at = $2 where run_id = any($1) and ended_at is null",
+    )
+    .bind(&done)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
     sqlx::query("delete from lease where run_id = any($1)").bind(&done).execute(&mut *tx).await?;
     for id in &done {
         runs::change_state(&mut tx, *id, causeway_protocol::RunState::Succeeded, "").await?;

@@ -128,8 +128,13 @@ struct DataArgs {
 #[derive(Args)]
 struct WorkArgs {
     /// URL of the server; of several that share a database give each, and any that answers is asked.
-    #[arg(long = "server", env = "CAUSEWAY_SERVER", value_delimiter = ',', value_name = "URL",
-        default_value = "http://127.0.0.1:7411")]
+    #[arg(
+        long = "server",
+        env = "CAUSEWAY_SERVER",
+        value_delimiter = ',',
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7411"
+    )]
     servers: Vec<String>,
     /// File with a worker token.
     #[arg(long, env = "CAUSEWAY_TOKEN_FILE")]

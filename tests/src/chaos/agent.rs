@@ -52,13 +52,7 @@ impl Agent {
     ///
     /// # Errors
     /// If it cannot be started, for example because this system allows no small disk.
-    pub async fn start(
-        folder: &Path,
-        index: usize,
-        kind: Kind,
-        token: &Path,
-        ports: Ports,
-    ) -> Result<Agent> {
+    pub async fn start(folder: &Path, index: usize, kind: Kind, token: &Path, ports: Ports) -> Result<Agent> {
         let state = folder.join(format!("w{index}"));
         fs::create_dir_all(&state)?;
         let disk = if kind == Kind::SmallDisk { Some(small_disk(folder, &state).await?) } else { None };
@@ -152,9 +146,12 @@ impl Drop for Agent {
 async fn small_disk(folder: &Path, state: &Path) -> Result<Process> {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
-    command.arg(format!("mount -t tmpfs -o size={DISK} tmpfs \"$0\" && touch \"$0/mounted\" && exec sleep 86400"));
+    command.arg(format!(
+        "mount -t tmpfs -o size={DISK} tmpfs \"$0\" && touch \"$0/mounted\" && exec sleep 86400"
+    ));
     let mut disk = Process::start(command.arg(state), &folder.join("disk.log"))?;
-    let mounted = PathBuf::from(format!("/proc/{}/root", disk.pid())).join(state.strip_prefix("/")?).join("mounted");
+    let mounted =
+        PathBuf::from(format!("/proc/{}/root", disk.pid())).join(state.strip_prefix("/")?).join("mounted");
     wait_for("the small disk", 10, || {
         let (there, alive) = (mounted.exists(), disk.running());
         async move {

@@ -117,7 +117,8 @@ async fn ended(session: &mut PgConnection, broken: &mut Broken<'_>) -> Result<()
 
 /// Every submission that was taken is there, once, however often it was sent.
 async fn submitted(session: &mut PgConnection, evidence: &Evidence, broken: &mut Broken<'_>) -> Result<()> {
-    let runs: Vec<(String, String)> = sqlx::query_as("select id::text, name from run").fetch_all(session).await?;
+    let runs: Vec<(String, String)> =
+        sqlx::query_as("select id::text, name from run").fetch_all(session).await?;
     let mut by_name: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (run, name) in &runs {
         by_name.entry(name).or_default().insert(run);
@@ -160,7 +161,8 @@ async fn reasons(session: &mut PgConnection, broken: &mut Broken<'_>) -> Result<
 
 /// What a row says of a blob is what lies on the disk, and no file bears a name that is not its digest.
 async fn blobs(session: &mut PgConnection, evidence: &Evidence, broken: &mut Broken<'_>) -> Result<()> {
-    let rows: Vec<(String, i64)> = sqlx::query_as("select sha256, bytes from blob").fetch_all(session).await?;
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("select sha256, bytes from blob").fetch_all(session).await?;
     for (sha256, bytes) in rows {
         match fs::metadata(evidence.blobs.join(&sha256[..2]).join(&sha256)) {
             Ok(file) if file.len() as i64 == bytes => {}

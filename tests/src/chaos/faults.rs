@@ -104,14 +104,25 @@ pub async fn inject(cluster: &Arc<Cluster>, book: &Book, fault: Fault, mut rando
             let Some((_, mut node)) = agent(cluster, random) else { return Ok(false) };
             node.kill();
             let down = random.ms(0..6000);
-            cluster.later(async move { tokio::time::sleep(down).await; node.start().await }).await;
+            cluster
+                .later(async move {
+                    tokio::time::sleep(down).await;
+                    node.start().await
+                })
+                .await;
             Ok(true)
         }
         AgentFrozen => {
             let Some((_, node)) = agent(cluster, random) else { return Ok(false) };
             node.signal(libc::SIGSTOP);
             let frozen = random.ms(LEASE_SECONDS * 1200..LEASE_SECONDS * 2000);
-            cluster.later(async move { tokio::time::sleep(frozen).await; node.signal(libc::SIGCONT); Ok(()) }).await;
+            cluster
+                .later(async move {
+                    tokio::time::sleep(frozen).await;
+                    node.signal(libc::SIGCONT);
+                    Ok(())
+                })
+                .await;
             Ok(true)
         }
         ProcessKilled | GroupKilled | ProgramKilled => kill_attempt(cluster, fault, random).await,
@@ -124,7 +135,13 @@ pub async fn inject(cluster: &Arc<Cluster>, book: &Book, fault: Fault, mut rando
             let Some((_, node)) = Cluster::free(&cluster.servers, first) else { return Ok(false) };
             node.signal(libc::SIGSTOP);
             let frozen = random.ms(1000..12_000);
-            cluster.later(async move { tokio::time::sleep(frozen).await; node.signal(libc::SIGCONT); Ok(()) }).await;
+            cluster
+                .later(async move {
+                    tokio::time::sleep(frozen).await;
+                    node.signal(libc::SIGCONT);
+                    Ok(())
+                })
+                .await;
             Ok(true)
         }
         PostgresKilled => {
@@ -132,7 +149,12 @@ pub async fn inject(cluster: &Arc<Cluster>, book: &Book, fault: Fault, mut rando
             let signal = if random.below(2) == 0 { libc::SIGQUIT } else { libc::SIGKILL };
             tokio::task::block_in_place(|| postgres.kill(signal));
             let down = random.ms(0..4000);
-            cluster.later(async move { tokio::time::sleep(down).await; postgres.restart().await }).await;
+            cluster
+                .later(async move {
+                    tokio::time::sleep(down).await;
+                    postgres.restart().await
+                })
+                .await;
             Ok(true)
         }
         SessionsEnded => {
@@ -156,7 +178,9 @@ pub async fn inject(cluster: &Arc<Cluster>, book: &Book, fault: Fault, mut rando
             let late = Weather::Late(random.ms(100..2500));
             storm(cluster, late, random.ms(2000..8000), random).await
         }
-        NetworkBlack => storm(cluster, Weather::BlackHole, random.ms(1000..LEASE_SECONDS * 1500), random).await,
+        NetworkBlack => {
+            storm(cluster, Weather::BlackHole, random.ms(1000..LEASE_SECONDS * 1500), random).await
+        }
         ConnectionsTaken => take_connections(cluster, random).await,
         PoolsEmpty => {
             let Ok(mut session) = cluster.database().await else { return Ok(false) };
@@ -164,7 +188,13 @@ pub async fn inject(cluster: &Arc<Cluster>, book: &Book, fault: Fault, mut rando
                 return Ok(false);
             }
             let held = random.ms(2000..7000);
-            cluster.later(async move { tokio::time::sleep(held).await; drop(session.close().await); Ok(()) }).await;
+            cluster
+                .later(async move {
+                    tokio::time::sleep(held).await;
+                    drop(session.close().await);
+                    Ok(())
+                })
+                .await;
             Ok(true)
         }
         RetryStorm => retry_storm(cluster, book, random).await,
@@ -198,7 +228,8 @@ async fn kill_attempt(cluster: &Cluster, fault: Fault, random: &mut Random) -> R
     for _ in 0..30 {
         let found: Vec<i32> =
             cluster.agents.iter().flat_map(|agent| agent.attempts()).map(|(pid, _)| pid).collect();
-        let children = |pid: i32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            |pid: i32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         if let Some(pid) = found.get(random.below(found.len())) {
             let target = match fault {
                 ProcessKilled => Some(*pid),
@@ -219,7 +250,12 @@ async fn kill_server(cluster: &Cluster, first: usize, random: &mut Random) -> Re
     let Some((_, mut node)) = Cluster::free(&cluster.servers, first) else { return Ok(false) };
     node.kill();
     let down = random.ms(0..5000);
-    cluster.later(async move { tokio::time::sleep(down).await; node.start().await }).await;
+    cluster
+        .later(async move {
+            tokio::time::sleep(down).await;
+            node.start().await
+        })
+        .await;
     Ok(true)
 }
 
@@ -248,11 +284,20 @@ async fn freeze_leader(cluster: &Cluster, random: &mut Random) -> Result<bool> {
         node.signal(libc::SIGSTOP);
         tokio::time::sleep(Duration::from_millis(30)).await;
         let role = format!("server{server}");
-        let held: i64 =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(holds.as_str())).bind(role).fetch_one(&mut session).await.unwrap_or(0);
+        let held: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(holds.as_str()))
+            .bind(role)
+            .fetch_one(&mut session)
+            .await
+            .unwrap_or(0);
         if held > 0 {
             let frozen = random.ms(4000..15_000);
-            cluster.later(async move { tokio::time::sleep(frozen).await; node.signal(libc::SIGCONT); Ok(()) }).await;
+            cluster
+                .later(async move {
+                    tokio::time::sleep(frozen).await;
+                    node.signal(libc::SIGCONT);
+                    Ok(())
+                })
+                .await;
             return Ok(true);
         }
         node.signal(libc::SIGCONT);
@@ -262,7 +307,12 @@ async fn freeze_leader(cluster: &Cluster, random: &mut Random) -> Result<bool> {
 
 async fn storm(cluster: &Cluster, weather: Weather, lasting: Duration, random: &mut Random) -> Result<bool> {
     let proxy = cluster.agents[random.below(cluster.agents.len())].proxy.clone();
-    cluster.later(async move { proxy.storm(weather, lasting).await; Ok(()) }).await;
+    cluster
+        .later(async move {
+            proxy.storm(weather, lasting).await;
+            Ok(())
+        })
+        .await;
     Ok(true)
 }
 
@@ -279,7 +329,13 @@ async fn take_connections(cluster: &Cluster, random: &mut Random) -> Result<bool
         return Ok(false);
     }
     let held = random.ms(2000..7000);
-    cluster.later(async move { tokio::time::sleep(held).await; drop(sessions); Ok(()) }).await;
+    cluster
+        .later(async move {
+            tokio::time::sleep(held).await;
+            drop(sessions);
+            Ok(())
+        })
+        .await;
     Ok(true)
 }
 
@@ -294,7 +350,8 @@ async fn retry_storm(cluster: &Arc<Cluster>, book: &Book, random: &mut Random) -
         let spec = program.spec(&key, 0, "default");
         for server in 0..12 {
             let (cluster, book, key, spec) = (cluster.clone(), book.clone(), key.clone(), spec.clone());
-            requests.spawn(async move { book.try_submit(&cluster, server, &key, Some(program), &spec).await });
+            requests
+                .spawn(async move { book.try_submit(&cluster, server, &key, Some(program), &spec).await });
         }
         runs.push((key, program, spec));
     }
@@ -327,6 +384,11 @@ async fn fill_disk(cluster: &Cluster, random: &mut Random) -> Result<bool> {
     // To the last byte.
     while file.write_all(&[0; 64]).is_ok() {}
     let full = random.ms(1000..5000);
-    cluster.later(async move { tokio::time::sleep(full).await; Ok(fs::remove_file(ballast)?) }).await;
+    cluster
+        .later(async move {
+            tokio::time::sleep(full).await;
+            Ok(fs::remove_file(ballast)?)
+        })
+        .await;
     Ok(true)
 }

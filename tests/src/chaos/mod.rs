@@ -125,7 +125,8 @@ impl Torn {
             self.cluster.all_ended(240).await?;
         }
         let open = self.seen.open.clone();
-        let mut loading = tokio::spawn(load::load(self.cluster.clone(), self.book.clone(), self.random.branch(), open));
+        let mut loading =
+            tokio::spawn(load::load(self.cluster.clone(), self.book.clone(), self.random.branch(), open));
         self.break_it(options, started, &mut loading).await?;
         loading.abort();
         println!("no more faults; waiting for every run to end");
@@ -159,7 +160,8 @@ impl Torn {
                     continue;
                 }
             };
-            let pause = self.random.ms(options.pace.as_millis() as u64 / 2..options.pace.as_millis() as u64 * 3 / 2);
+            let pause =
+                self.random.ms(options.pace.as_millis() as u64 / 2..options.pace.as_millis() as u64 * 3 / 2);
             tokio::time::sleep(pause).await;
             let own = self.random.branch();
             if inject(&self.cluster, &self.book, fault, own).await? {
@@ -199,7 +201,8 @@ impl Torn {
     }
 
     async fn report(&self, seed: u64, unsettled: Option<anyhow::Error>) -> Result<Report> {
-        let mut session = wait_for("the database", 30, || async { Ok(self.cluster.database().await.ok()) }).await?;
+        let mut session =
+            wait_for("the database", 30, || async { Ok(self.cluster.database().await.ok()) }).await?;
         let mut violations = check(&mut session, &self.evidence()).await?;
         if !violations.is_empty() {
             self.cluster.agents.iter().try_for_each(Agent::save_journals)?;

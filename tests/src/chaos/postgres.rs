@@ -30,8 +30,7 @@ impl Postgres {
     pub async fn start(folder: &Path) -> Result<Postgres> {
         fs::create_dir_all(folder)?;
         let cluster = Embedded::prepare(folder, &repository().join(".deps/postgres/bin")).await?;
-        let mut postgres =
-            Postgres { folder: folder.canonicalize()?, base: cluster.url(), process: None };
+        let mut postgres = Postgres { folder: folder.canonicalize()?, base: cluster.url(), process: None };
         postgres.restart().await?;
         Ok(postgres)
     }

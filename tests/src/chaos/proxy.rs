@@ -108,7 +108,12 @@ async fn connect(client: TcpStream, port: u16, weather: watch::Receiver<Weather>
 }
 
 /// Passes one direction on until it ends or is cut.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>, up: bool) {
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut weather: watch::Receiver<Weather>,
+    up: bool,
+) {
     let mut buffer = vec![0; 16 << 10];
     loop {
         let count = tokio::select! {

@@ -64,11 +64,14 @@ pub(super) async fn rollups(session: &mut PgConnection, broken: &mut Broken<'_>)
                where v.rollback = 0 and v.step <= coalesce(a.visible_through, v.step) group by 1, 2) c
          full join summary m using (series_id, attempt) join series s on s.id = series_id
          where m.count is distinct from c.count";
-    let counts: Vec<(String, String, i32, i64, i64)> = sqlx::query_as(counts).fetch_all(&mut *session).await?;
+    let counts: Vec<(String, String, i32, i64, i64)> =
+        sqlx::query_as(counts).fetch_all(&mut *session).await?;
     for (run, name, attempt, told, there) in counts {
-        broken.push(format!("{name} of attempt {attempt} of run {run}: {told} in the summary, {there} there"));
+        broken
+            .push(format!("{name} of attempt {attempt} of run {run}: {told} in the summary, {there} there"));
     }
-    let conflicts = "select s.run_id::text, s.name, c.step from conflict c join series s on s.id = c.series_id";
+    let conflicts =
+        "select s.run_id::text, s.name, c.step from conflict c join series s on s.id = c.series_id";
     let conflicts: Vec<(String, String, i64)> = sqlx::query_as(conflicts).fetch_all(session).await?;
     for (run, name, step) in conflicts {
         broken.push(format!("{name} of run {run} has two numbers at step {step}"));
@@ -152,7 +155,10 @@ pub(super) async fn tunings(session: &mut PgConnection, broken: &mut Broken<'_>)
     let Some((first, others)) = rows.split_first() else { return Ok(()) };
     for (run, checkpoint, losses) in others {
         if (checkpoint, losses) != (&first.1, &first.2) {
-            broken.push(format!("run {run} has come to {checkpoint} by {losses:?}, run {} to {}", first.0, first.1));
+            broken.push(format!(
+                "run {run} has come to {checkpoint} by {losses:?}, run {} to {}",
+                first.0, first.1
+            ));
         }
     }
     Ok(())

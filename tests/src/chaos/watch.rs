@@ -2,8 +2,8 @@
 //! the rules that the database itself watches are not broken.
 
 use super::{
-    cluster::Cluster,
     check::{Violation, recorded},
+    cluster::Cluster,
 };
 use anyhow::Result;
 use std::{

@@ -261,7 +261,8 @@ impl Client {
                 complained = Some(Instant::now());
             }
             // To the next server, unless another request has gone there already.
-            let _ = self.at.compare_exchange(asked, asked.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            let _ =
+                self.at.compare_exchange(asked, asked.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
             tokio::time::sleep(jittered(wait)).await;
             backoff = (backoff * 2).min(BACKOFF.1);
         }

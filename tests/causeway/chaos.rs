@@ -4,8 +4,10 @@ use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     Process, binary,
     chaos::{
-    ALL, Book, Cluster, Evidence, Fault, Kind, LEASE_SECONDS, Options, Program, Random, check, evidence, inject, rampage,
-}};
+        ALL, Book, Cluster, Evidence, Fault, Kind, LEASE_SECONDS, Options, Program, Random, check, evidence,
+        inject, rampage,
+    },
+};
 use reqwest::Method;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -54,8 +56,10 @@ async fn calm(folder: &tempfile::TempDir) -> Result<(Cluster, Book)> {
     }
     let run = book.entries()["calm-1"].runs.first().context("calm-1")?.clone();
     let attempts = cluster.agents[0].attempts();
-    let (pid, attempt) =
-        attempts.iter().find(|(_, attempt)| attempt.to_string_lossy().contains(&run)).context("its process")?;
+    let (pid, attempt) = attempts
+        .iter()
+        .find(|(_, attempt)| attempt.to_string_lossy().contains(&run))
+        .context("its process")?;
     fs::create_dir_all(cluster.agents[0].kept())?;
     let copy = cluster.agents[0].kept().join(format!("{run}-1.0.jsonl"));
     fs::hard_link(attempt.join("journal.jsonl"), copy)?;
@@ -66,7 +70,11 @@ async fn calm(folder: &tempfile::TempDir) -> Result<(Cluster, Book)> {
 }
 
 /// The rules that are broken after some SQL, which is taken back.
-async fn broken_by(session: &mut PgConnection, evidence: &Evidence, sql: &'static str) -> Result<Vec<String>> {
+async fn broken_by(
+    session: &mut PgConnection,
+    evidence: &Evidence,
+    sql: &'static str,
+) -> Result<Vec<String>> {
     let mut planted = session.begin().await?;
     sqlx::raw_sql(sql).execute(&mut *planted).await.with_context(|| sql)?;
     let found = check(&mut *planted, evidence).await?;
@@ -132,7 +140,10 @@ async fn the_checker_finds_every_violation_that_is_planted() -> Result<()> {
     assert_eq!(check(&mut session, &evidence).await?, [], "all is well");
     for (rule, sql) in PLANTED {
         let found = broken_by(&mut session, &evidence, sql).await?;
-        assert!(found.iter().any(|found| found == rule), "{rule}: {found:?} is all that is found after {sql}");
+        assert!(
+            found.iter().any(|found| found == rule),
+            "{rule}: {found:?} is all that is found after {sql}"
+        );
     }
     found_among_leases(&mut session, &evidence).await?;
     found_in_files(&mut session, &evidence).await?;
@@ -178,8 +189,9 @@ async fn found_among_leases(session: &mut PgConnection, evidence: &Evidence) -> 
 
 /// Blobs and journals.
 async fn found_in_files(session: &mut PgConnection, evidence: &Evidence) -> Result<()> {
-    let blob: String =
-        sqlx::query_scalar("select checkpoint from run where name = 'calm-2'").fetch_one(&mut *session).await?;
+    let blob: String = sqlx::query_scalar("select checkpoint from run where name = 'calm-2'")
+        .fetch_one(&mut *session)
+        .await?;
     let blob = evidence.blobs.join(&blob[..2]).join(&blob);
     let journal = fs::read_dir(&evidence.journals[0])?.next().context("a journal")??.path();
     let half = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
@@ -234,7 +246,11 @@ async fn servers_share_the_work_and_any_of_them_may_die() -> Result<()> {
     )
     .fetch_all(&mut session)
     .await?;
-    assert_eq!(attempts, [("succeeded".to_owned(), 1)], "its lease of {LEASE_SECONDS} s outlived every server");
+    assert_eq!(
+        attempts,
+        [("succeeded".to_owned(), 1)],
+        "its lease of {LEASE_SECONDS} s outlived every server"
+    );
     assert_eq!(check(&mut session, &evidence(&cluster, &book)).await?, []);
     let workers = cluster.request(1, "user", Method::GET, "/workers", None, &json!(null)).await?.1;
     assert_eq!(workers.as_array().map(Vec::len), Some(1), "every server knows the one worker");

@@ -13,7 +13,9 @@ const AT_MOST: Duration = Duration::from_secs(45 * 60);
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let number = |name: &str| match std::env::var(name) {
-        Ok(text) if !text.is_empty() => text.parse::<u64>().map(Some).with_context(|| format!("{name}={text}")),
+        Ok(text) if !text.is_empty() => {
+            text.parse::<u64>().map(Some).with_context(|| format!("{name}={text}"))
+        }
         _ => Ok(None),
     };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();

@@ -28,6 +28,8 @@ use tokio::{
 
 /// Length of a lease: short, so that many run out.
 pub const LEASE_SECONDS: u64 = 8;
+/// Projects beside the one that is always there.
+pub const PROJECTS: [&str; 2] = ["vision", "language"];
 /// Longest that a request of a user may take.
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -85,6 +87,11 @@ impl Cluster {
             client,
             repairs: Mutex::default(),
         };
+        for project in PROJECTS {
+            let (path, share) = (format!("/projects/{project}"), serde_json::json!({"weight": 2}));
+            let (status, answer) = cluster.request(0, "user", Method::PUT, &path, None, &share).await?;
+            anyhow::ensure!(status.is_success(), "{status}: {answer}");
+        }
         for (index, kind) in agents.iter().enumerate() {
             let token = cluster.token_file("worker");
             let agent = Agent::start(&cluster.folder, index, *kind, &token, cluster.ports.clone()).await?;

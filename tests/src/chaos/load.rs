@@ -1,7 +1,10 @@
 //! What people do while things break: they submit runs, under keys so that a repeat is none, and set some aside or stop
 //! them.
 
-use super::{cluster::Cluster, random::Random};
+use super::{
+    cluster::{Cluster, PROJECTS},
+    random::Random,
+};
 use anyhow::{Result, bail};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -136,7 +139,7 @@ pub async fn load(
         }
         let program = Program { seed: number, steps: 6 + random.below(30) as u64 };
         let priority = random.below(5) as i64 - 2;
-        let project = ["default", "vision", "language"][random.below(3)];
+        let project = PROJECTS.get(random.below(3)).unwrap_or(&"default");
         let key = format!("load-{number}");
         let spec = program.spec(&key, priority, project);
         book.submit(&cluster, &mut random, &key, Some(program), &spec).await?;

@@ -170,6 +170,8 @@ impl Torn {
                 if options.tunings && done % TUNE_EVERY == 0 {
                     self.tune().await?;
                 }
+            } else {
+                round.insert(0, fault); // another time
             }
             if told.elapsed() > TELL {
                 self.tell(started, done);

@@ -1,5 +1,7 @@
 # The program of a run: reports a number a step, keeps a state to go on from, leaves a file. Everything it reports is a
 # function of its seed, so that whoever reads the database knows what must be there.
+# A line or a file that cannot be written ends it: to go on would be to say what is not so.
+set -e
 step=0
 if [ -n "$CAUSEWAY_RESUME" ]; then step=$(cat "$CAUSEWAY_RESUME"); fi
 while [ "$step" -lt "$STEPS" ]; do

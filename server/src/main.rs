@@ -103,9 +103,7 @@ struct Projects {
 async fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Serve(_)) {
-        // A reader that has seen enough, such as `head`, ends the command quietly. The server must outlive its readers.
-        // SAFETY: nothing else has a handler for this signal.
-        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        end_with_the_reader();
     }
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -144,6 +142,18 @@ async fn main() -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// A reader that has seen enough, such as `head`, ends the command quietly. Not by SIGPIPE: a cut line to the server would
+/// send that too, and a command is to wait it out.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|said| said.starts_with("failed printing to stdout")) {
+            std::process::exit(141); // as a shell tells it of SIGPIPE
+        }
+        usual(panic);
+    }));
 }
 
 async fn search(command: SearchCommand) -> anyhow::Result<()> {

@@ -237,7 +237,10 @@ pub async fn values(connection: &super::Connection, args: ValuesArgs) -> Result<
     while let Some(piece) =
         response.chunk().await.context("reading the values; what was printed is not all")?
     {
-        out.write_all(&piece)?;
+        match out.write_all(&piece) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break, // its reader has seen enough
+            written => written?,
+        }
     }
     Ok(())
 }

@@ -99,8 +99,8 @@ async fn a_command_reports_over_http_while_it_holds_its_lease() -> Result<()> {
     let sha256 = run["checkpoint"].as_str().context("what it said")?;
     let said = server.user(Method::GET, &format!("/blobs/{sha256}"))?.send().await?.text().await?;
     let (url, token) = said.split_once(' ').context("URL and token")?;
-    let report =
-        |token: &str| reqwest::Client::new().post(url).bearer_auth(token).json(&json!({"lines": []}));
+    let http = causeway_tests::http().build()?;
+    let report = |token: &str| http.post(url).bearer_auth(token).json(&json!({"lines": []}));
     assert_eq!(report(token).send().await?.status(), 409);
     assert_eq!(report("cwr_nothing").send().await?.status(), 401);
     let worker = std::fs::read_to_string(server.state().join("worker.token"))?;

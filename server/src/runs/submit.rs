@@ -46,8 +46,11 @@ pub async fn create_run(
     let spec = parse_spec(document).map_err(Error::Invalid)?;
     let key = idempotency_key(&headers)?;
     let mut tx = app.pool.begin().await?;
-    scheduler::refuse_impossible(&mut tx, &spec, app.lease_seconds).await?;
     let (id, made) = insert_run(&mut tx, &spec, identity.token_id, key).await?;
+    if made {
+        // A repeat is answered whatever workers there are by now.
+        scheduler::refuse_impossible(&mut tx, &spec, app.lease_seconds).await?;
+    }
     tx.commit().await?;
     app.wake.ring_scheduler();
     let run = get_run(&app, id).await?;

@@ -179,7 +179,7 @@ impl Agents {
 pub async fn queue() -> Result<()> {
     let server = Server::start().await?;
     let api = Arc::new(Api {
-        client: reqwest::Client::new(),
+        client: causeway_tests::http().build()?,
         url: server.url(),
         user: server.token("user")?,
         worker: server.token("worker")?,

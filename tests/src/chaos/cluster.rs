@@ -76,7 +76,7 @@ impl Cluster {
             nodes.push(Arc::new(Mutex::new(node)));
         }
         sqlx::raw_sql(include_str!("recorder.sql")).execute(&mut session).await?;
-        let client = Client::builder().pool_max_idle_per_host(0).timeout(REQUEST).build()?;
+        let client = crate::http().pool_max_idle_per_host(0).timeout(REQUEST).build()?;
         let mut cluster = Cluster {
             folder,
             postgres: Arc::new(Mutex::new(postgres)),

@@ -77,7 +77,7 @@ async fn broken_by(
 ) -> Result<Vec<String>> {
     let mut planted = session.begin().await?;
     sqlx::raw_sql(sql).execute(&mut *planted).await.with_context(|| sql)?;
-    let found = check(&mut *planted, evidence).await?;
+    let found = check(&mut planted, evidence).await?;
     planted.rollback().await?;
     Ok(found.into_iter().map(|violation| violation.rule).collect())
 }

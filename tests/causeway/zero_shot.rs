@@ -72,7 +72,8 @@ fn write_clip(path: &Path) -> Result<()> {
     fs::write(path, bytes)?;
     let config = json!({"model_type": "clip",
                         "text_config": {"hidden_act": "quick_gelu", "num_attention_heads": 1},
-                        "vision_config": {"hidden_act": "quick_gelu", "num_attention_heads": 1}});
+                        "vision_config": {"hidden_size": DIM, "patch_size": 14, "hidden_act": "quick_gelu",
+                                          "num_attention_heads": 1}});
     fs::write(path.with_file_name("config.json"), config.to_string())?;
     Ok(())
 }

@@ -12,6 +12,9 @@ pub const WRONG: &str = include_str!("wrong.sql");
 /// A value: run, attempt, step, number, whether it is visible.
 type Row = (String, i32, i64, f64, bool);
 
+/// Steps with their values, in order.
+type Values = Vec<(i64, f64)>;
+
 /// What programs have reported.
 const VALUES: &str = "
     select s.run_id::text, v.attempt, v.step, v.value, a.number is not null and v.step <= coalesce(a.visible_through, v.step)
@@ -97,7 +100,7 @@ pub(super) async fn journals(
     let ends: Vec<(String, i32, Option<bool>)> = sqlx::query_as(ends).fetch_all(session).await?;
     let told: BTreeMap<(&str, i32), bool> =
         ends.iter().map(|(run, number, told)| ((run.as_str(), *number), told.unwrap_or(false))).collect();
-    let mut said: BTreeMap<(String, i32), Vec<Vec<(i64, f64)>>> = BTreeMap::new();
+    let mut said: BTreeMap<(String, i32), Vec<Values>> = BTreeMap::new();
     for folder in &evidence.journals {
         for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
             let path = entry?.path();
@@ -114,7 +117,7 @@ pub(super) async fn journals(
     for ((run, attempt), journals) in &said {
         let here = taken.remove(&(run.as_str(), *attempt)).unwrap_or_default();
         let all = told.get(&(run.as_str(), *attempt)).copied().unwrap_or(false);
-        let matches = |journal: &Vec<(i64, f64)>| {
+        let matches = |journal: &Values| {
             if all { *journal == here } else { journal.starts_with(&here) }
         };
         if !journals.iter().any(matches) {
@@ -130,7 +133,7 @@ pub(super) async fn journals(
 }
 
 /// The values of `x` in a journal; a last line without an end counts for nothing.
-fn values(text: &str) -> Result<Vec<(i64, f64)>> {
+fn values(text: &str) -> Result<Values> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let mut values = Vec::new();
     for (line, number) in whole.lines().zip(1..) {

@@ -39,6 +39,7 @@ pub async fn bloat() -> Result<()> {
         blobs: Blobs::open(&server.state().join("blobs"))?,
         wake: Wake::default(),
         hosts: Hosts::default(),
+        tls: false,
         lease_seconds: 3600.0,
         stop: Default::default(),
     };

@@ -6,7 +6,7 @@ use super::report;
 use anyhow::{Context, Result};
 use causeway_server::{
     runs,
-    scheduler::{self, Cause},
+    scheduler::{self, retry::Cause},
 };
 use causeway_tests::Server;
 use sqlx::{PgPool, Row};

@@ -53,8 +53,8 @@ fn shapes() -> BTreeMap<String, Vec<usize>> {
 }
 
 /// Writes the file as the safetensors format has it: the length of a JSON header, the header, the values.
-fn write_clip(path: &Path) -> Result<()> {
-    let (mut header, mut values, mut random) = (serde_json::Map::new(), Vec::new(), 1u64);
+fn write_clip(path: &Path, seed: u64) -> Result<()> {
+    let (mut header, mut values, mut random) = (serde_json::Map::new(), Vec::new(), seed);
     for (name, shape) in shapes() {
         let begin = values.len();
         // LayerNorms scale by about 1.
@@ -78,15 +78,20 @@ fn write_clip(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the assets `clip-image` and `clip-text` of the file; gives the digest that a spec names.
-fn assets(file: &Path, data: &Path) -> Result<String> {
+/// Makes an asset of the image tower of a file.
+fn convert(file: &Path, data: &Path, name: &str) -> Result<()> {
     let converted = Command::new(binary("causeway-trainer"))
         .arg("convert")
         .arg(file)
-        .args(["--name", "clip-image", "--out"])
-        .arg(data.join("clip-image"))
+        .args(["--name", name, "--out"])
+        .arg(data.join(name))
         .output()?;
     ensure!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
+    Ok(())
+}
+
+/// Makes the asset `clip-text` of a file; gives the digest that a spec names.
+fn text_tower(file: &Path, data: &Path) -> Result<String> {
     let text = data.join("clip-text");
     fs::create_dir_all(&text)?;
     let manifest = "name = 'clip-text'\nkind = 'text_encoder'\nformat = 'clip-text'\n\
@@ -104,11 +109,14 @@ fn assets(file: &Path, data: &Path) -> Result<String> {
     }))
 }
 
-fn spec(digest: &str) -> Value {
+fn spec(digest: &str, data: &Path) -> Value {
     json!({
-        "experiment": "names", "kind": "evaluate", "weights": {"theta0": {"asset": "clip-image"}},
+        "experiment": "names", "kind": "evaluate",
+        "weights": {"theta0": {"asset": "clip-image"},
+                    "theta1": {"file": data.join("clip-tuned/model.safetensors")}},
         "evaluation": {
-            "datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0], "k": [5], "image_size": 56,
+            "datasets": [{"asset": "digits-200", "role": "ood"}], "alphas": [0, 0.5, 1], "k": [5],
+            "image_size": 56,
             "zero_shot": {"text_encoder": "clip-text", "digest": digest,
                           "templates": ["a photo of the number {}.", "the digit {}"]},
         }
@@ -133,41 +141,58 @@ fn evaluate(folder: &Path, name: &str, spec: &Value, data: &Path) -> Result<Stri
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// (protocol, α, right answers) of points.
+fn scores<'a>(points: impl Iterator<Item = (&'a Value, &'a Value)>) -> Vec<(String, String, i64)> {
+    let mut scores: Vec<_> = points
+        .map(|(protocol, point)| {
+            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            (text(protocol), text(&point["alpha"]), point["correct"].as_i64().unwrap())
+        })
+        .collect();
+    scores.sort();
+    scores
+}
+
 #[tokio::test]
 async fn a_clip_is_scored_by_the_names_of_the_classes_with_and_without_a_server() -> Result<()> {
     let server = Server::start().await?;
-    let (file, data) = (server.folder().join("clip.safetensors"), server.folder().join("data"));
-    write_clip(&file)?;
-    let digest = assets(&file, &data)?;
+    let data = server.folder().join("data");
+    for (seed, name) in [(1, "clip-image"), (2, "clip-tuned")] {
+        let folder = server.folder().join(name);
+        fs::create_dir_all(&folder)?;
+        write_clip(&folder.join("clip.safetensors"), seed)?;
+        convert(&folder.join("clip.safetensors"), &data, name)?;
+    }
+    let digest = text_tower(&server.folder().join("clip-image/clip.safetensors"), &data)?;
 
-    let table = evaluate(server.folder(), "alone", &spec(&digest), &data)?;
+    let table = evaluate(server.folder(), "alone", &spec(&digest, &data), &data)?;
     assert!(table.contains("zero-shot"), "{table}");
     let summary: Value = serde_json::from_slice(&fs::read(server.folder().join("alone/summary.json"))?)?;
-    let alone = |prefix: &str| {
-        let points = summary["points"].as_array().unwrap().iter();
-        let mut of = points.filter(|point| point["protocol"].as_str().unwrap().starts_with(prefix));
-        let point = of.next().unwrap();
-        (point["n"].as_i64().unwrap(), point["correct"].as_i64().unwrap(), point["correct_per_class"].clone())
-    };
-    let named = alone("zeroshot-clip-text-");
-    assert!(named.0 > 0 && named.1 <= named.0, "{named:?}");
+    let points = summary["points"].as_array().context("points")?;
+    let alone = scores(points.iter().map(|point| (&point["protocol"], point)));
+    let named = alone.iter().filter(|(protocol, ..)| protocol.starts_with("zeroshot-clip-text-")).count();
+    assert_eq!((named, alone.len()), (3, 6), "three α by neighbours and by names: {alone:?}");
 
     let _trainer = Trainer::start(&server, &[&data])?;
-    let id = server.submit(&spec(&digest)).await?;
-    server.wait_for_run(&id, &["succeeded"], 120).await?;
+    let submitted = Command::new(binary("causeway"))
+        .args(["submit", "--wait", "--server", &server.url(), "--token-file"])
+        .arg(server.state().join("user.token"))
+        .arg(server.folder().join("alone.toml"))
+        .output()?;
+    assert!(submitted.status.success(), "{}", String::from_utf8_lossy(&submitted.stderr));
+    let runs = server.get("/runs?method=evaluate").await?;
+    let id = runs["items"][0]["id"].as_str().context("the run")?;
     let curves = server.get(&format!("/runs/{id}/curves")).await?;
-    for prefix in ["zeroshot-clip-text-", "knn5-"] {
-        let found = curves["curves"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|curve| curve["protocol"].as_str().unwrap().starts_with(prefix));
-        let point = &found.with_context(|| format!("a curve of {prefix} in {curves}"))?["points"][0];
-        assert_eq!(point["correct"].as_i64(), Some(alone(prefix).1), "{prefix}: the same with a server");
-    }
+    let curves = curves["curves"].as_array().context("curves")?.iter();
+    let served = scores(curves.flat_map(|curve| {
+        let points = curve["points"].as_array().unwrap().iter();
+        points.map(|point| (&curve["protocol"], point))
+    }));
+    assert_eq!(served, alone, "the same with a server");
 
     // Other weights under the same name are another protocol, and are not passed off as this one.
-    let error = evaluate(server.folder(), "other", &spec(&"0".repeat(64)), &data).unwrap_err().to_string();
+    let other = spec(&"0".repeat(64), &data);
+    let error = evaluate(server.folder(), "other", &other, &data).unwrap_err().to_string();
     assert!(error.contains("evaluation.zero_shot.digest") && error.contains(&digest), "{error}");
     Ok(())
 }

@@ -36,6 +36,8 @@ POLL = 2.0  # … at the runs
 PLAIN_LINE = 10.0  # … between two lines of progress where the output is not a terminal
 PATIENCE = 5  # deaths in a row, none followed by a minute of life, before the demo gives up
 GRACE = 20  # seconds between SIGTERM and SIGKILL
+# One attempt a core, up to four: two side by side with a thread each get through a third more than one after the other.
+DEVICES = ",".join(f"cpu:{core}" for core in range(min(len(os.sched_getaffinity(0)), 4)))
 TABLE_K = 20  # the number of neighbours of the closing table
 TERMINAL = ("succeeded", "failed", "cancelled", "lost")
 
@@ -175,7 +177,7 @@ class Demo:
             self.agent.keep([
                 self.binaries / "causeway-trainer", "work", "--server", self.url,
                 "--token-file", self.state / "worker.token", "--state", self.state / "worker",
-                "--data", DEPS / "data", "--name", os.uname().nodename])
+                "--data", DEPS / "data", "--name", os.uname().nodename, "--devices", DEVICES])
         reap([service.process.pid for service in (self.server, self.agent) if service.process])
         time.sleep(TICK)
 

@@ -19,7 +19,9 @@ LINT = {
                "--", "-D", "warnings"],
     "type check": ["npm", "--prefix", "web", "run", "check"],
 }
-BUILD = {"build": ["cargo", "build", "--release", "-p", "causeway-server", "-p", "causeway-trainer"]}
+# The whole workspace in every step: another choice of packages is another choice of features, and builds much of it anew.
+BUILD = {"build": ["cargo", "build", "--release", "--workspace", "--bins"]}
+BINARIES = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 NEXTEST = shutil.which("cargo-nextest")
 RUNNER = ["cargo", "nextest", "run", "--no-fail-fast"] if NEXTEST else ["cargo", "test", "--no-fail-fast"]
 
@@ -30,12 +32,12 @@ STEPS = {
         "Rust tests": [*RUNNER, "--release", "--workspace"],
     },
     "chaos": BUILD | {
-        "tests that kill": [*RUNNER, "--release", "--package", "causeway-tests", "kills"],
+        "tests that kill": [*RUNNER, "--release", "--workspace", "kills"],
         # Reads FAULTS and SEED; its last line is JSON.
-        "chaos": ["cargo", "run", "--release", "--package", "causeway-tests", "--bin", "causeway-chaos"],
+        "chaos": [str(BINARIES / "causeway-chaos")],
     },
 }
-SLURM = {"tests on a Slurm cluster": ["cargo", "test", "--release", "--package", "causeway-tests", "--features", "slurm",
+SLURM = {"tests on a Slurm cluster": ["cargo", "test", "--release", "--workspace", "--features", "causeway-tests/slurm",
                                       "--test", "slurm", "--", "--test-threads", "1"]}
 NO_SLURM = "the tests on a Slurm cluster are left out: they need root, and apt-get install munge slurmctld slurmd slurm-client"
 

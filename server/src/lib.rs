@@ -19,6 +19,7 @@ pub mod analysis;
 pub mod auth;
 pub mod blobs;
 pub mod checkpoints;
+pub mod cli;
 pub mod client;
 pub mod curves;
 pub mod database;

@@ -13,7 +13,13 @@ use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, Dtype, Evaluation, NumericsStamp};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
+
+/// How long another process's work is waited for, in times that it takes to compute the same here.
+const PATIENCE: u32 = 3;
+/// Time between two looks at it.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What features are asked of: some images of a dataset.
 #[derive(Clone, Debug)]
@@ -32,6 +38,14 @@ pub enum Step {
     Found(f64),
     /// They have been computed in a batch: its number from 1, and how many there are.
     Computed(f64, usize, usize),
+}
+
+/// What has become of features that another process was writing.
+enum Other {
+    /// They are there.
+    Done(Features),
+    /// They are to be written here.
+    Left(Box<Partial>),
 }
 
 /// Computes features along a line, and keeps them in a store.
@@ -82,7 +96,7 @@ impl Extraction<'_> {
         self.check(piece)?;
         let (work, images) = (Work::of(self.line, self.evaluation.image_size), piece.images.len() as f64);
         let mut found: BTreeMap<Alpha, Features> = BTreeMap::new();
-        let mut open: Vec<Partial> = Vec::new();
+        let (mut open, mut elsewhere): (Vec<Partial>, Vec<Key>) = (Vec::new(), Vec::new());
         for alpha in alphas {
             let key = self.key(piece, *alpha);
             match self.store.find(&key)? {
@@ -90,18 +104,60 @@ impl Extraction<'_> {
                     tell(Step::Found(work.own * images))?;
                     found.insert(*alpha, features);
                 }
-                None => open.push(self.store.begin(&key)?),
+                None => match self.store.begin_alone(&key)? {
+                    Some(partial) => open.push(partial),
+                    None => elsewhere.push(key),
+                },
             }
         }
-        if open.is_empty() {
-            tell(Step::Found(work.shared * images))?;
-        } else {
+        let (begun, count, mut shared) = (Instant::now(), open.len().max(1) as u32, work.shared);
+        if !open.is_empty() {
             self.compute(piece, &mut open, work, tell)?;
+            shared = 0.0; // has been told
         }
+        let patience = PATIENCE * begun.elapsed() / count;
         for partial in open {
             found.insert(partial.key().alpha, partial.finish()?);
         }
+        let mut late = Vec::new();
+        for key in elsewhere {
+            match self.wait_for_another(&key, patience)? {
+                Other::Done(features) => {
+                    tell(Step::Found(work.own * images))?;
+                    found.insert(key.alpha, features);
+                }
+                Other::Left(partial) => late.push(*partial),
+            }
+        }
+        if late.is_empty() {
+            tell(Step::Found(shared * images))?;
+        } else {
+            self.compute(piece, &mut late, Work { shared, ..work }, tell)?;
+        }
+        for partial in late {
+            found.insert(partial.key().alpha, partial.finish()?);
+        }
         alphas.iter().map(|alpha| found.remove(alpha).context("an α is asked twice")).collect()
+    }
+
+    /// What another process on this machine is writing, once it is there: θ0's features are wanted by every run. Where that
+    /// process stops, or takes longer than this one has patience for, they are left to this one.
+    fn wait_for_another(&self, key: &Key, patience: Duration) -> Result<Other> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(features) = self.store.find(key)? {
+                return Ok(Other::Done(features));
+            }
+            if let Some(partial) = self.store.begin_alone(key)? {
+                // It may have been finished between the two looks.
+                let done = self.store.find(key)?;
+                return Ok(done.map_or_else(|| Other::Left(Box::new(partial)), Other::Done));
+            }
+            if Instant::now() >= until {
+                return Ok(Other::Left(Box::new(self.store.begin(key)?)));
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Writes what is missing of the open files, all of them batch by batch.

@@ -211,6 +211,16 @@ impl Store {
         Partial::open(self, key)
     }
 
+    /// The same, unless another process is writing them.
+    ///
+    /// # Errors
+    /// As for `begin`.
+    pub fn begin_alone(&self, key: &Key) -> Result<Option<Partial>> {
+        ensure!(key.from < key.to && key.dim > 0, "{} to {} are no images", key.from, key.to);
+        self.make_room(key.data_bytes());
+        Partial::open_alone(self, key)
+    }
+
     /// Puts the features of neighbouring ranges of images together, as one sweep would have written them. None where one
     /// of them is not here.
     ///

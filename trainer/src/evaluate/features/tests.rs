@@ -50,6 +50,44 @@ fn features_alone_and_together_are_those_of_the_encoder_in_each_arithmetic() {
 }
 
 #[test]
+fn what_another_process_writes_is_waited_for_and_what_it_leaves_is_computed() {
+    let fixture = Fixture::new(Dtype::F32);
+    let (piece, alphas) = (whole(&fixture), [Alpha::ZERO, alpha(0.5), Alpha::ONE]);
+    let (alone, _) = extract(&fixture, &fixture.store(), &piece, &alphas);
+    let bytes = safetensors::bytes_of(&alone[0]).unwrap();
+
+    // Another has begun θ0's and finishes them a little later.
+    let other = Fixture { folder: tempfile::tempdir().unwrap(), ..Fixture::new(Dtype::F32) };
+    let (store, key) = (other.store(), other.extraction(&other.store()).key(&whole(&other), Alpha::ZERO));
+    let mut partial = store.begin(&key).unwrap();
+    assert!(store.begin_alone(&key).unwrap().is_none(), "another writes them");
+    let row = bytes.len() / 31;
+    let writer = std::thread::spawn(move || {
+        for batch in bytes.chunks(8 * row) {
+            partial.append(batch).unwrap();
+        }
+        partial.finish().unwrap();
+    });
+    let (found, steps) = extract(&other, &store, &whole(&other), &alphas);
+    writer.join().unwrap();
+    let waited = steps.len() == 4 * 3;
+    assert!(
+        waited || steps.len() == 4 * 3 + 4 * 2,
+        "a shared step and one for each α in each batch: {steps:?}"
+    );
+    assert!(found.iter().zip(&alone).all(|(found, alone)| bitwise_equal(found, alone)));
+
+    // Another has begun them and never goes on.
+    let other = Fixture { folder: tempfile::tempdir().unwrap(), ..Fixture::new(Dtype::F32) };
+    let store = other.store();
+    let held = store.begin(&key).unwrap();
+    let (found, steps) = extract(&other, &store, &whole(&other), &alphas);
+    assert_eq!(steps.len(), 4 * 3 + 4 * 2, "θ0's are computed here after all");
+    assert!(found.iter().zip(&alone).all(|(found, alone)| bitwise_equal(found, alone)));
+    drop(held);
+}
+
+#[test]
 fn arithmetic_is_another_protocol_with_other_features() {
     let [single, half] = [Dtype::F32, Dtype::Bf16].map(Fixture::new);
     let features = |fixture: &Fixture| extract(fixture, &fixture.store(), &whole(fixture), &[Alpha::ONE]).0;

@@ -1,6 +1,6 @@
 //! Features being written: the batches so far in one file, their checks in another beside it. The process that writes
-//! holds a lock on the first, which the system takes back however the process ends; another one that wants to write the
-//! same features meanwhile writes files of its own.
+//! holds a lock on the first, which the system takes back however the process ends; another one that cannot wait writes the
+//! same features into files of its own.
 
 use super::{CHECK, Features, Key, Store, check, foot_of, remove, whole_batches};
 use anyhow::{Context, Result, ensure};
@@ -29,10 +29,20 @@ pub struct Partial {
 }
 
 impl Partial {
+    /// Opens the first file that nobody writes.
     pub(super) fn open(store: &Store, key: &Key) -> Result<Partial> {
         let base = store.place.folder.join(key.name()?);
-        let (file, path) =
-            (0..).find_map(|slot| locked(&base, slot).transpose()).context("no name is free")??;
+        let free = (0..).find_map(|slot| locked(&base, slot).transpose()).context("no name is free")??;
+        Partial::of(store, key, free)
+    }
+
+    /// Opens the features, unless another process is writing them.
+    pub(super) fn open_alone(store: &Store, key: &Key) -> Result<Option<Partial>> {
+        let base = store.place.folder.join(key.name()?);
+        locked(&base, 0)?.map(|free| Partial::of(store, key, free)).transpose()
+    }
+
+    fn of(store: &Store, key: &Key, (file, path): (File, PathBuf)) -> Result<Partial> {
         let checks = read_write(&path.with_extension(CHECKS))?;
         let mut partial = Partial {
             store: store.clone(),

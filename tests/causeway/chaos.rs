@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     Process, binary,
     chaos::{
-        ALL, Book, Cluster, Evidence, Fault, Kind, LEASE_SECONDS, Options, Program, Random, check, evidence,
-        inject, rampage,
+        ALL, Book, Cluster, Evidence, Kind, LEASE_SECONDS, Options, Program, Random, check, evidence,
+        freeze_leader, rampage,
     },
 };
 use reqwest::Method;
@@ -15,7 +15,6 @@ use std::{
     fs,
     path::PathBuf,
     process::Command,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -297,14 +296,14 @@ async fn an_agent_that_knows_several_servers_goes_on_when_one_dies() -> Result<(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_with_the_scheduler_s_lock_holds_the_others_up_for_seconds() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("chaos").tempdir()?;
-    let cluster = Arc::new(Cluster::start(folder.path(), 2, &[Kind::Two]).await?);
+    let cluster = Cluster::start(folder.path(), 2, &[Kind::Two]).await?;
     let (book, mut random) = (Book::default(), Random::new(4));
-    ensure!(inject(&cluster, &book, Fault::LeaderFrozen, Random::new(15)).await?, "no server was caught");
+    ensure!(freeze_leader(&cluster, Duration::from_secs(35)).await?, "no server was caught");
     let program = Program { seed: 4, steps: 3 };
     book.submit(&cluster, &mut random, "next", Some(program), &program.spec("next", 0, "default")).await?;
     let run = book.entries()["next"].runs.first().context("its run")?.clone();
-    // It is stopped for fifteen; Postgres ends a transaction that is left alone after ten.
-    picked_up(&cluster, &run, Duration::from_secs(13)).await?;
+    // While it is still stopped: Postgres ends a transaction that is left alone for ten seconds.
+    picked_up(&cluster, &run, Duration::from_secs(30)).await?;
     cluster.repaired().await?;
     cluster.all_ended(30).await?;
     cluster.stop().await

@@ -169,7 +169,7 @@ pub async fn inject(cluster: &Arc<Cluster>, book: &Book, fault: Fault, mut rando
             Some((server, _)) => kill_server(cluster, server, random).await,
             None => Ok(false),
         },
-        LeaderFrozen => freeze_leader(cluster, random).await,
+        LeaderFrozen => freeze_leader(cluster, random.ms(4000..15_000)).await,
         ConnectionsCut => {
             let weather = [Weather::Severed, Weather::Half(true), Weather::Half(false), Weather::HalfOpen];
             storm(cluster, weather[random.below(4)], random.ms(300..3000), random).await
@@ -277,7 +277,7 @@ async fn leader(cluster: &Cluster, end: bool) -> Option<(usize, i32)> {
 }
 
 /// Stops servers at random moments until one is caught with the lock in its hands.
-async fn freeze_leader(cluster: &Cluster, random: &mut Random) -> Result<bool> {
+pub async fn freeze_leader(cluster: &Cluster, lasting: Duration) -> Result<bool> {
     let Ok(mut session) = cluster.database().await else { return Ok(false) };
     let holds = format!("select count(*) from ({LEADER} and a.usename = $1) leader");
     for _ in 0..40 {
@@ -292,10 +292,9 @@ async fn freeze_leader(cluster: &Cluster, random: &mut Random) -> Result<bool> {
             .await
             .unwrap_or(0);
         if held > 0 {
-            let frozen = random.ms(4000..15_000);
             cluster
                 .later(async move {
-                    tokio::time::sleep(frozen).await;
+                    tokio::time::sleep(lasting).await;
                     node.signal(libc::SIGCONT);
                     Ok(())
                 })

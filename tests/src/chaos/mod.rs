@@ -16,7 +16,7 @@ mod watch;
 pub use agent::{Agent, Kind};
 pub use check::{Evidence, Violation, check};
 pub use cluster::{Cluster, LEASE_SECONDS};
-pub use faults::{ALL, Fault, inject};
+pub use faults::{ALL, Fault, freeze_leader, inject};
 pub use load::{Book, Program};
 pub use node::Node;
 pub use random::Random;

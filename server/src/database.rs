@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use sqlx::{
-    PgPool,
+    Connection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use std::{str::FromStr, time::Duration};
@@ -11,6 +11,9 @@ use std::{str::FromStr, time::Duration};
 const CONNECTIONS_MAX: u32 = 24;
 /// How long a request waits for a connection before it is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that was idle for longer is asked whether it is alive before it is used. One that was not has just answered:
+/// sqlx asks when it is given back.
+const FRESH: Duration = Duration::from_secs(1);
 /// Oldest Postgres the SQL is written for.
 const VERSION_MIN: i32 = 140_000;
 
@@ -32,6 +35,15 @@ pub async fn connect(url: &str) -> Result<PgPool> {
     let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS_MAX)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for > FRESH {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_with(options)
         .await
         .context("connecting to Postgres")?;

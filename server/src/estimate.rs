@@ -65,15 +65,20 @@ pub async fn estimate(pool: &PgPool, spec: &Spec) -> Result<Estimate> {
     Ok(Estimate { steps, forwards, minutes, basis: basis.to_owned() })
 }
 
+/// Runs of a method that are looked at for a rate, those that began last.
+const LATEST: i64 = 50;
+
 /// Images per second of the latest run of this method that reported a rate in this phase.
 async fn measured(pool: &PgPool, method: &str, phase: &str) -> Result<Option<f64>> {
     let rate = sqlx::query_scalar!(
-        r#"select (p.progress ->> 'images_per_second')::float8 as "rate!" from run_progress p
-           join run r on r.id = p.run_id
-           where r.method = $1 and p.progress ->> 'phase' = $2 and (p.progress ->> 'images_per_second')::float8 > 0
+        r#"select (p.progress ->> 'images_per_second')::float8 as "rate!"
+           from (select id from run where method = $1 and started_at is not null order by started_at desc limit $3) r
+           join run_progress p on p.run_id = r.id
+           where p.progress ->> 'phase' = $2 and (p.progress ->> 'images_per_second')::float8 > 0
            order by p.updated_at desc limit 1"#,
         method,
-        phase
+        phase,
+        LATEST
     )
     .fetch_optional(pool)
     .await?;

@@ -61,6 +61,8 @@ pub struct App {
     pub blobs: blobs::Blobs,
     /// Rung when something changed that a held request may wait for.
     pub wake: wake::Wake,
+    /// Why runs wait, for those who ask.
+    pub reasons: scheduler::Reasons,
     /// The host names this server answers to.
     pub hosts: Hosts,
     /// Whether browsers reach it by TLS, so that they keep their session from plain http.

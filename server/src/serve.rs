@@ -128,6 +128,7 @@ async fn serve_with(
         pool: pool.clone(),
         blobs: Blobs::open(&blobs)?,
         wake: Wake::default(),
+        reasons: Default::default(),
         hosts: Hosts::new(args.hosts.iter().cloned()),
         tls: certificate.is_some(),
         lease_seconds: args.lease_seconds,

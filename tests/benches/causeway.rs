@@ -11,6 +11,8 @@ mod bloat;
 mod metrics;
 #[path = "parts/queue.rs"]
 mod queue;
+#[path = "parts/results.rs"]
+mod results;
 #[path = "parts/simulate.rs"]
 mod simulate;
 #[path = "parts/spectrum.rs"]
@@ -48,6 +50,9 @@ async fn main() -> Result<()> {
     }
     if asked("metrics") {
         metrics::metrics().await?;
+    }
+    if asked("results") {
+        results::results().await?;
     }
     if asked("queue") {
         queue::queue().await?;

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     Process, binary,
     chaos::{
-        ALL, Book, Cluster, Evidence, Kind, LEASE_SECONDS, Options, Program, Random, check, evidence,
-        freeze_leader, rampage,
+        ALL, Book, Cluster, Evidence, Kind, LEASE_SECONDS, Options, Program, Random, Seen, check, evidence,
+        freeze_leader, rampage, watch,
     },
 };
 use reqwest::Method;
@@ -15,6 +15,7 @@ use std::{
     fs,
     path::PathBuf,
     process::Command,
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -82,7 +83,7 @@ async fn broken_by(
 }
 
 /// A rule, and how to break it in the database.
-const PLANTED: [(&str, &str); 16] = [
+const PLANTED: [(&str, &str); 18] = [
     ("every run ends once", "update run set state = 'running' where name = 'calm-2'"),
     ("every run ends once", "delete from recorder.state where new = 'succeeded'"),
     ("a submission is one run", "delete from run where name = 'calm-2'"),
@@ -128,12 +129,24 @@ const PLANTED: [(&str, &str); 16] = [
     ),
     ("blobs are whole", "update blob set bytes = bytes + 1"),
     ("checkpoints are whole", "update run set checkpoint = null where name = 'calm-2'"),
+    // Two trainings of one spec and seed: other weights; the same weights by other losses.
+    (
+        "a resumed training is the undisturbed one",
+        "update run set kind = 'finetune' where name in ('calm-2', 'calm-3')",
+    ),
+    (
+        "a resumed training is the undisturbed one",
+        "update run set kind = 'finetune', checkpoint = (select checkpoint from run where name = 'calm-2')
+         where name in ('calm-2', 'calm-3');
+         update series set name = 'loss' where name = 'x'",
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_checker_finds_every_violation_that_is_planted() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("chaos").tempdir()?;
     let (cluster, book) = calm(&folder).await?;
+    let cluster = Arc::new(cluster);
     let evidence = evidence(&cluster, &book);
     let mut session = cluster.database().await?;
     assert_eq!(check(&mut session, &evidence).await?, [], "all is well");
@@ -146,11 +159,45 @@ async fn the_checker_finds_every_violation_that_is_planted() -> Result<()> {
     }
     found_among_leases(&mut session, &evidence).await?;
     found_in_files(&mut session, &evidence).await?;
+    found_among_processes(&cluster, &folder).await?;
     let mut twice = evidence.clone();
     twice.submitted.get_mut("calm-2").context("calm-2")?.runs.insert("another".to_owned());
     let rules = check(&mut session, &twice).await?;
     assert!(rules.iter().any(|found| found.rule == "a submission is one run"), "{rules:?}");
+    // A run that waits for what never comes.
+    let program = Program { seed: 4, steps: 1 };
+    let mut spec = program.spec("calm-4", 0, "default");
+    spec["resources"]["labels"] = json!(["nowhere"]);
+    book.submit(&cluster, &mut Random::new(4), "calm-4", Some(program), &spec).await?;
+    assert!(cluster.all_ended(3).await.is_err(), "a run that hangs is noticed");
     cluster.stop().await
+}
+
+/// Two processes that work in the folder of one attempt.
+async fn found_among_processes(cluster: &Arc<Cluster>, folder: &tempfile::TempDir) -> Result<()> {
+    // A command line like a training process's: a program, `attempt`, the folder.
+    fs::write(folder.path().join("attempt"), "while :; do sleep 1; done")?;
+    let attempt = cluster.agents[0].state.join("attempts/planted-1");
+    let start = |log: &str| {
+        let mut process = Command::new("sh");
+        process.arg("attempt").arg(&attempt).current_dir(folder.path());
+        Process::start(&mut process, &folder.path().join(log))
+    };
+    let seen = Arc::new(Seen::default());
+    let watching = tokio::spawn(watch(cluster.clone(), seen.clone()));
+    let found = || seen.violations.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let _one = start("one.log")?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(found(), [], "one process is no violation");
+    let _two = start("two.log")?;
+    let started = Instant::now();
+    while found().is_empty() {
+        ensure!(started.elapsed() < Duration::from_secs(20), "two processes in one attempt go unseen");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(found()[0].rule, "one process an attempt");
+    seen.over.store(true, Ordering::Relaxed);
+    watching.await?
 }
 
 /// Leases, devices and the order of dispatch: what the database notes while it happens.

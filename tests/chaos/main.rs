@@ -22,7 +22,7 @@ async fn main() -> Result<ExitCode> {
     let report = rampage(Options {
         faults: number("FAULTS")?.unwrap_or(500) as usize,
         seed: number("SEED")?.unwrap_or(now),
-        pace: Duration::from_millis(number("PACE_MS")?.unwrap_or(4000)),
+        pace: Duration::from_millis(number("PACE_MS")?.unwrap_or(2500)),
         at_most: AT_MOST,
         servers: 3,
         agents: &[Kind::Plain, Kind::Plain, Kind::Two, Kind::Two, Kind::SmallDisk],

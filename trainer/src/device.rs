@@ -80,6 +80,16 @@ pub fn reports(names: &[String]) -> Vec<DeviceReport> {
     names.iter().map(report).collect()
 }
 
+/// What numbers are stamped with, `cpu` or the GPU's model: slots of one kind compute the same bits, and what one of them has
+/// computed is there for all. A GPU that the management library does not tell keeps its name.
+pub fn kind(name: &str) -> String {
+    if name.starts_with("cpu") {
+        return "cpu".to_owned();
+    }
+    let model = reports(&[name.to_owned()]).pop().map(|report| report.model);
+    model.filter(|model| !model.is_empty()).unwrap_or_else(|| name.to_owned())
+}
+
 /// The GPU that CUDA calls `index`: `CUDA_VISIBLE_DEVICES` renumbers for CUDA and not for the management library.
 fn gpu(gpus: &Nvml, name: &str, index: usize) -> Option<DeviceReport> {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
@@ -113,6 +123,7 @@ fn memory_info(field: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attempt::environment;
 
     #[test]
     fn devices_are_named_as_workers_offer_them() {
@@ -122,6 +133,13 @@ mod tests {
             let error = format!("{:#}", open(name).unwrap_err());
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn slots_of_one_kind_have_one_stamp() {
+        let stamp = |device| environment::stamp(&environment::environment(device, 1), 32);
+        assert_eq!(stamp("cpu:0"), stamp("cpu:1"));
+        assert_eq!((stamp("cpu").device.as_str(), stamp("cpu:1").device.as_str()), ("cpu", "cpu"));
     }
 
     #[test]

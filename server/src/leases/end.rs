@@ -32,29 +32,37 @@ pub async fn finish(app: &App, id: Uuid, end: FinishLease) -> Result<()> {
     Ok(())
 }
 
+/// What an end is judged by.
+struct Ending {
+    cancel_requested: bool,
+    spec: SqlJson<Spec>,
+    backbone: Option<String>,
+    checkpoint: Option<String>,
+    is_part: bool,
+    /// Whether other workers of the attempt are at work.
+    others: bool,
+    /// Whether its evaluation is spread over parts.
+    parts: bool,
+}
+
 /// What a run that says it succeeded still lacks: points, then analyses.
-async fn missing(conn: &mut PgConnection, run_id: Uuid) -> Result<Option<String>> {
-    let run = sqlx::query!(
-        r#"select spec as "spec: SqlJson<Spec>", backbone, checkpoint, part is not null as "is_part!"
-           from run where id = $1"#,
-        run_id
-    )
-    .fetch_one(&mut *conn)
-    .await?;
+async fn missing(conn: &mut PgConnection, id: Uuid, run: &Ending) -> Result<Option<String>> {
     if run.is_part {
         return Ok(None); // it brings features; the whole computes what is missing
     }
-    let (backbone, checkpoint) = (run.backbone.unwrap_or_default(), run.checkpoint.unwrap_or_default());
-    match ingest::missing_points(conn, run_id, &run.spec, &backbone, &checkpoint).await? {
-        None => analysis::missing(conn, run_id, &run.spec).await,
+    let digest = |digest: &Option<String>| digest.clone().unwrap_or_default();
+    let (backbone, checkpoint) = (digest(&run.backbone), digest(&run.checkpoint));
+    match ingest::missing_points(conn, id, &run.spec, &backbone, &checkpoint).await? {
+        None => analysis::missing(conn, id, &run.spec).await,
         points => Ok(points),
     }
 }
 
 /// True if the attempt had other workers.
 async fn end_lease(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease) -> Result<bool> {
-    let run = sqlx::query!(
-        r#"select cancel_requested,
+    let run = sqlx::query_as!(
+        Ending,
+        r#"select cancel_requested, spec as "spec: SqlJson<Spec>", backbone, checkpoint, part is not null as "is_part!",
                   exists (select from lease l where l.attempt_id = $2 and l.id <> $3) as "others!",
                   exists (select from run p where p.part_of = run.id) as "parts!"
            from run where id = $1 for update"#,
@@ -64,14 +72,13 @@ async fn end_lease(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease
     )
     .fetch_one(&mut *conn)
     .await?;
-    let (cancelled, others) = (run.cancel_requested, run.others);
-    if end.outcome == Outcome::Succeeded && others {
+    if end.outcome == Outcome::Succeeded && run.others {
         // One of several workers is done; the attempt is when the last one is.
         sqlx::query!("delete from lease where id = $1", lease.id).execute(conn).await?;
         return Ok(true);
     }
     if end.outcome == Outcome::Succeeded
-        && let Some(missing) = missing(conn, lease.run_id).await?
+        && let Some(missing) = missing(conn, lease.run_id, &run).await?
     {
         (end.outcome, end.reason) = (Outcome::Crashed, missing);
     }
@@ -79,7 +86,7 @@ async fn end_lease(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease
         let reason = "the attempt hands its evaluation over, but the run has no parts".to_owned();
         (end.outcome, end.reason) = (Outcome::Failed, reason);
     }
-    let Verdict { attempt, cause, run: then } = verdict(end.outcome, cancelled);
+    let Verdict { attempt, cause, run: then } = verdict(end.outcome, run.cancel_requested);
     sqlx::query!(
         "update attempt set state = $2, reason = $3, exit_code = $4, signal = $5, cause = $6, ended_at = now()
          where id = $1",
@@ -110,7 +117,7 @@ async fn end_lease(conn: &mut PgConnection, lease: &Fenced, mut end: FinishLease
             }
         }
     }
-    Ok(others || run.parts)
+    Ok(run.others || run.parts)
 }
 
 /// What made a run crash may pass: each try waits longer than the one before.

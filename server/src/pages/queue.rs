@@ -34,7 +34,7 @@ struct Entry {
 
 /// `GET /queue`.
 pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
-    let queue = scheduler::queue(&app.pool, app.lease_seconds).await?;
+    let queue = scheduler::queue(&app).await?;
     let ids: Vec<Uuid> = queue.iter().map(|entry| entry.run_id).collect();
     let mut details = details(&app.pool, &ids).await?;
     let entries = queue.into_iter().filter_map(|entry| {

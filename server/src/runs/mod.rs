@@ -262,11 +262,8 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
     )
     .fetch_all(pool)
     .await?;
-    let waiting = if row.state == RunState::Queued.as_str() {
-        scheduler::why_waiting(pool, id, app.lease_seconds).await?
-    } else {
-        None
-    };
+    let waiting =
+        if row.state == RunState::Queued.as_str() { scheduler::why_waiting(app, id).await? } else { None };
     let summary = RunSummary {
         id: row.id,
         experiment_id: row.experiment_id,

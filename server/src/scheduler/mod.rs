@@ -14,7 +14,7 @@ mod rescue;
 pub mod retry;
 
 pub use assign::YIELD_SECONDS;
-pub use queue::{__path_list_queue, QueueEntry, list_queue, queue, refuse_impossible, why_waiting};
+pub use queue::{__path_list_queue, QueueEntry, Reasons, list_queue, queue, refuse_impossible, why_waiting};
 pub use rescue::{end_attempt, give_back};
 
 use crate::{App, Result};

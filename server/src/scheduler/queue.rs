@@ -5,9 +5,9 @@ use super::{cluster, fit, plan};
 use crate::{App, Result};
 use causeway_protocol::{Problem, Spec};
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
-use std::collections::HashMap;
-use time::OffsetDateTime;
+use sqlx::PgConnection;
+use std::{collections::HashMap, sync::Arc, time::Instant};
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -47,22 +47,20 @@ pub struct QueueEntry {
 pub async fn list_queue(
     axum::extract::State(app): axum::extract::State<App>,
 ) -> Result<axum::Json<Vec<QueueEntry>>> {
-    queue(&app.pool, app.lease_seconds).await.map(axum::Json)
+    queue(&app).await.map(axum::Json)
 }
 
 /// The waiting runs in the order of dispatch, at most 1,000.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn queue(pool: &PgPool, lease_seconds: f64) -> Result<Vec<QueueEntry>> {
-    entries(pool, None, lease_seconds).await
+pub async fn queue(app: &App) -> Result<Vec<QueueEntry>> {
+    entries(app, None).await
 }
 
 /// The places of all waiting runs, or what is known of one.
-async fn entries(pool: &PgPool, only: Option<Uuid>, lease_seconds: f64) -> Result<Vec<QueueEntry>> {
-    let mut conn = pool.acquire().await?;
-    let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *conn).await?;
-    let reasons = reasons(&mut conn, now, lease_seconds).await?;
+async fn entries(app: &App, only: Option<Uuid>) -> Result<Vec<QueueEntry>> {
+    let reasons = app.reasons.now(app).await?;
     let rows = sqlx::query!(
         r#"select r.id, r.name, e.name as experiment, p.name as project, r.priority, r.nodes, r.devices,
                   coalesce(r.needs, '{}') as "needs!",
@@ -79,7 +77,7 @@ async fn entries(pool: &PgPool, only: Option<Uuid>, lease_seconds: f64) -> Resul
         QUEUE_MAX,
         only
     )
-    .fetch_all(&mut *conn)
+    .fetch_all(&app.pool)
     .await?;
     let mut entries: Vec<(usize, QueueEntry)> = rows
         .into_iter()
@@ -116,13 +114,46 @@ async fn entries(pool: &PgPool, only: Option<Uuid>, lease_seconds: f64) -> Resul
 }
 
 /// For each run that is ready: its turn, and why it waits.
-async fn reasons(
-    conn: &mut PgConnection,
-    now: OffsetDateTime,
-    lease_seconds: f64,
-) -> Result<HashMap<Uuid, (usize, plan::Why)>> {
-    let waiting = cluster::waiting(conn, now).await?;
-    let mut cluster = cluster::read(conn, now, lease_seconds).await?;
+type Turns = HashMap<Uuid, (usize, plan::Why)>;
+
+/// Why runs wait, decided for all who ask at the same time at once: with a long queue a decision costs more than all else in
+/// an answer, and a script that submits a thousand runs is told of each why it waits.
+#[derive(Clone, Debug, Default)]
+pub struct Reasons(Arc<Mutex<Option<Decided>>>);
+
+#[derive(Debug)]
+struct Decided {
+    began: Instant,
+    /// None if the database did not answer.
+    turns: Option<Arc<Turns>>,
+}
+
+impl Reasons {
+    /// As things are now: what was read before this call is not good enough.
+    async fn now(&self, app: &App) -> Result<Arc<Turns>> {
+        let asked = Instant::now();
+        let mut last = self.0.lock().await;
+        if let Some(decided) = last.as_ref().filter(|decided| decided.began >= asked) {
+            // While this one waited for its turn. What failed then, each tries for itself: not one after the other.
+            let shared = decided.turns.clone();
+            drop(last);
+            return match shared {
+                Some(turns) => Ok(turns),
+                None => turns(app).await.map(Arc::new),
+            };
+        }
+        let began = Instant::now();
+        let turns = turns(app).await.map(Arc::new);
+        *last = Some(Decided { began, turns: turns.as_ref().ok().cloned() });
+        turns
+    }
+}
+
+async fn turns(app: &App) -> Result<Turns> {
+    let mut conn = app.pool.acquire().await?;
+    let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *conn).await?;
+    let waiting = cluster::waiting(&mut conn, now).await?;
+    let mut cluster = cluster::read(&mut conn, now, app.lease_seconds).await?;
     let whys = plan::plan(&mut cluster, &waiting).whys;
     Ok(whys.into_iter().enumerate().map(|(rank, (run, why))| (run, (rank, why))).collect())
 }
@@ -131,8 +162,8 @@ async fn reasons(
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn why_waiting(pool: &PgPool, run: Uuid, lease_seconds: f64) -> Result<Option<String>> {
-    Ok(entries(pool, Some(run), lease_seconds).await?.pop().map(|entry| entry.why))
+pub async fn why_waiting(app: &App, run: Uuid) -> Result<Option<String>> {
+    Ok(entries(app, Some(run)).await?.pop().map(|entry| entry.why))
 }
 
 /// Refuses a spec that asks for more devices or memory on one worker than any that is known here has. More workers of a

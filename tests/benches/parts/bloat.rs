@@ -38,6 +38,7 @@ pub async fn bloat() -> Result<()> {
         pool: pool.clone(),
         blobs: Blobs::open(&server.state().join("blobs"))?,
         wake: Wake::default(),
+        reasons: Default::default(),
         hosts: Hosts::default(),
         tls: false,
         lease_seconds: 3600.0,

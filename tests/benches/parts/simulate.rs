@@ -128,6 +128,14 @@ pub async fn simulate() -> Result<()> {
             }
         }
         notes.minute(&works, &jobs);
+        if (minute + 1) % DAY == 0 {
+            eprintln!(
+                "day {} of {days}: {:.0} s, {} runs ended",
+                minute / DAY + 1,
+                clock.elapsed().as_secs_f64(),
+                notes.ended
+            );
+        }
     }
     let seconds = clock.elapsed().as_secs_f64();
     let what = format!("{days} days, {} runs, of which {} ended", jobs.len(), notes.ended);

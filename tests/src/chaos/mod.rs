@@ -21,6 +21,7 @@ pub use load::{Book, Program};
 pub use node::Node;
 pub use random::Random;
 pub use values::WRONG;
+pub use watch::{Seen, watch};
 
 use crate::{process::wait_for, trainer::small_finetune};
 use anyhow::{Context, Result};
@@ -32,7 +33,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use watch::Seen;
 
 /// Longest that runs may take to end once nothing breaks any more: a crashed run waits up to a minute for its next try,
 /// and one that does not give way in time loses its lease after two.
@@ -113,7 +113,7 @@ impl Torn {
     async fn start(folder: &TempDir, options: &Options) -> Result<Torn> {
         let cluster = Arc::new(Cluster::start(folder.path(), options.servers, options.agents).await?);
         let seen = Arc::new(Seen::default());
-        let watching = tokio::spawn(watch::watch(cluster.clone(), seen.clone()));
+        let watching = tokio::spawn(watch(cluster.clone(), seen.clone()));
         let (book, random, faults) = (Book::default(), Random::new(options.seed), BTreeMap::new());
         Ok(Torn { cluster, book, seen, random, watching, faults, tunings: 0 })
     }

@@ -17,8 +17,6 @@ use tch::{Kind, Tensor};
 const THRESHOLD: f64 = 1e-5;
 /// A layer with fewer eigenvalues than this is left out: weightwatcher's min_evals.
 pub const MIN_EVALS: i64 = 8;
-/// Rows of a Gram matrix that are computed together.
-const GRAM_ROWS: i64 = 128;
 /// Share of the threshold by which rounding in the Gram matrix may move an eigenvalue.
 const TRUSTED: f64 = 1e-3;
 
@@ -48,8 +46,6 @@ pub fn count(shape: &[i64]) -> Option<i64> {
 /// # Errors
 /// Values that are not finite, or a decomposition that does not converge.
 pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
-    let weight = weight.to_kind(Kind::Double);
-    ensure!(weight.isfinite().all().int64_value(&[]) == 1, "it holds values that are not finite");
     let (slices, scale) = match weight.size()[..] {
         [_, _] => (weight.unsqueeze(0), 1.0),
         // One slice at each position of the kernel, each times √½: weightwatcher's conv2d_norm.
@@ -58,8 +54,9 @@ pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
         }
         ref other => anyhow::bail!("its shape is {other:?}; a layer is a matrix or a convolution"),
     }; // [slices, rows, columns]
+    let numbers = numbers(&slices)?;
     let values = match route {
-        Route::Gram => of_gram(&slices)?,
+        Route::Gram => of_gram(&slices, &numbers)?,
         Route::Svd => of_svd(&slices)?,
     };
     let mut values: Vec<f64> = values.into_iter().map(|value| scale * value.max(0.0)).collect();
@@ -67,36 +64,32 @@ pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
     Ok(values)
 }
 
-fn of_gram(slices: &Tensor) -> Result<Vec<f64>> {
-    let (rows, columns) = (slices.size()[1], slices.size()[2]);
-    let gram = if rows < columns { lower_gram(slices)? } else { lower_gram(&slices.transpose(1, 2))? };
-    let values = gram.f_linalg_eigvalsh("L").context("the eigenvalues of its Gram matrix")?; // [slices, smaller]
-    let largest = values.max().double_value(&[]);
-    let rounding = f64::EPSILON * rows.max(columns) as f64 * largest;
-    if rounding > TRUSTED * THRESHOLD {
-        return of_svd(slices);
-    }
-    Ok(Vec::try_from(values.contiguous().view(-1))?)
+/// The values of a tensor, row by row.
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    let flat = tensor.contiguous().view(-1);
+    let numbers: Vec<f64> = match flat.kind() {
+        Kind::Float => Vec::<f32>::try_from(&flat)?.into_iter().map(f64::from).collect(),
+        _ => Vec::try_from(flat.to_kind(Kind::Double))?,
+    };
+    ensure!(numbers.iter().all(|number| number.is_finite()), "it holds values that are not finite");
+    Ok(numbers)
 }
 
-/// XXᵀ, of which only the lower triangle is computed, and a little above it: the eigenvalues of a symmetric matrix need
-/// no more, and the product is half of what they cost.
-///
-/// # Shapes
-/// [slices, smaller, larger] → [slices, smaller, smaller]
-fn lower_gram(x: &Tensor) -> Result<Tensor> {
-    let side = x.size()[1];
-    let one = |begin: i64| {
-        let (rows, end) = (GRAM_ROWS.min(side - begin), (begin + GRAM_ROWS).min(side));
-        let product = x.narrow(1, begin, rows).f_matmul(&x.narrow(1, 0, end).transpose(1, 2))?;
-        product.f_constant_pad_nd([0, side - end])
-    };
-    let blocks = (0..side).step_by(GRAM_ROWS as usize).map(one).collect::<Result<Vec<_>, _>>()?;
-    Ok(Tensor::f_cat(&blocks, 1)?)
+/// `numbers` are the values of `slices` [slices, rows, columns].
+fn of_gram(slices: &Tensor, numbers: &[f64]) -> Result<Vec<f64>> {
+    let (rows, columns) = (usize::try_from(slices.size()[1])?, usize::try_from(slices.size()[2])?);
+    let mut values = Vec::new();
+    for slice in numbers.chunks_exact((rows * columns).max(1)) {
+        let found = causeway_eigen::squared_singular_values(slice, rows, columns);
+        values.extend(found.context("the eigenvalues of its Gram matrix")?);
+    }
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    let rounding = f64::EPSILON * rows.max(columns) as f64 * largest;
+    if rounding > TRUSTED * THRESHOLD { of_svd(slices) } else { Ok(values) }
 }
 
 fn of_svd(slices: &Tensor) -> Result<Vec<f64>> {
-    let (_, singular, _) = slices.f_svd(true, false).context("its singular values")?;
+    let (_, singular, _) = slices.to_kind(Kind::Double).f_svd(true, false).context("its singular values")?;
     Ok(Vec::try_from(singular.square().contiguous().view(-1))?)
 }
 

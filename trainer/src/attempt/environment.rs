@@ -1,5 +1,6 @@
 //! What an attempt runs on, so that every number can be traced to a build and a machine.
 
+use crate::device;
 use causeway_protocol::{Environment, NumericsStamp};
 use std::fs;
 
@@ -10,14 +11,14 @@ pub const COMMIT: &str = env!("CAUSEWAY_COMMIT");
 /// Version of libtorch it was built with.
 pub const LIBTORCH: &str = env!("CAUSEWAY_LIBTORCH");
 
-/// This process's environment.
+/// This process's environment, on the device of that name.
 pub fn environment(device: &str, threads: u32) -> Environment {
     Environment {
         version: VERSION.to_owned(),
         commit: COMMIT.to_owned(),
         libtorch: LIBTORCH.to_owned(),
         host: host(),
-        device: device.to_owned(),
+        device: device::kind(device),
         cpu: cpu_model(),
         threads,
     }

@@ -95,8 +95,10 @@ fn write_file(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String
     let mut writer = digest::HashingWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
     writer.write_all(&(header.len() as u64).to_le_bytes())?;
     writer.write_all(&header)?;
+    let mut values = Vec::new();
     for (_, tensor) in tensors.iter() {
-        writer.write_all(&bytes_of(tensor)?)?;
+        read_into(tensor, &mut values)?;
+        writer.write_all(&values)?;
     }
     let (buffer, sha256, bytes) = writer.finish();
     buffer.into_inner()?.sync_all()?;
@@ -105,10 +107,16 @@ fn write_file(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String
 
 /// The values of a tensor, row by row, little-endian.
 pub fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    const { assert!(cfg!(target_endian = "little"), "safetensors are little-endian") };
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.to_device(Device::Cpu).f_copy_data_u8(&mut bytes, tensor.numel())?;
+    let mut bytes = Vec::new();
+    read_into(tensor, &mut bytes)?;
     Ok(bytes)
+}
+
+/// The same, into a buffer that serves one tensor after the other: fresh memory for each costs more than the copying.
+pub fn read_into(tensor: &Tensor, bytes: &mut Vec<u8>) -> Result<()> {
+    const { assert!(cfg!(target_endian = "little"), "safetensors are little-endian") };
+    bytes.resize(tensor.numel() * tensor.kind().elt_size_in_bytes(), 0);
+    Ok(tensor.to_device(Device::Cpu).f_copy_data_u8(bytes, tensor.numel())?)
 }
 
 /// The name of a dtype in safetensors.

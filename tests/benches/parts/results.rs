@@ -61,7 +61,7 @@ pub async fn results() -> Result<()> {
     let pages = [
         ("experiment", format!("/experiments/{experiment}")),
         ("compare_two", format!("/compare?checkpoints={}", checkpoints[..2].join(","))),
-        ("compare_nine", format!("/compare?checkpoints={}", checkpoints.join(","))),
+        ("compare_five", format!("/compare?checkpoints={}", checkpoints[..5].join(","))),
         ("curves_json", format!("/api/v1/experiments/{experiment}/curves")),
     ];
     for (name, path) in pages {

@@ -110,6 +110,16 @@ pub fn state(word: &str) -> String {
     )
 }
 
+/// A sentence whose words in backticks are code, as messages of the API and the command line have them.
+pub fn sentence(text: &str) -> String {
+    let escaped = escape(text);
+    if escaped.matches('`').count() % 2 == 1 {
+        return escaped;
+    }
+    let parts = escaped.split('`').enumerate();
+    parts.map(|(at, part)| if at % 2 == 1 { format!("<code>{part}</code>") } else { part.to_owned() }).collect()
+}
+
 /// JSON that may stand inside a script element: nothing in it can end the element.
 pub fn escape_json(value: &serde_json::Value) -> String {
     value.to_string().replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
@@ -123,6 +133,12 @@ pub fn short_digest(digest: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_in_backticks_is_code_and_nothing_else_is() {
+        assert_eq!(sentence("start `a <b>` or `c`"), "start <code>a &lt;b&gt;</code> or <code>c</code>");
+        assert_eq!(sentence("a ` alone & more"), "a ` alone &amp; more");
+    }
 
     #[test]
     fn numbers_read_as_people_write_them() {

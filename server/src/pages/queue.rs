@@ -28,6 +28,7 @@ struct Entry {
     priority: i32,
     asks: String,
     waits: String,
+    /// As HTML.
     why: String,
     impossible: bool,
 }
@@ -54,7 +55,7 @@ pub async fn show(State(app): State<App>, asked: Asked) -> Result<Response> {
             },
             impossible: entry.impossible,
             waits: format::span(OffsetDateTime::now_utc() - since),
-            why: entry.why,
+            why: format::sentence(&entry.why),
         })
     });
     let entries: Vec<Entry> = entries.collect();

@@ -60,6 +60,8 @@ struct RunPage {
     tab: String,
     ended: bool,
     intent: &'static str,
+    /// Why it waits, as HTML.
+    waiting: Option<String>,
     times: Vec<(&'static str, String)>,
     progress: Option<ProgressView>,
     /// Last lines of a run that did not end well.
@@ -75,6 +77,8 @@ struct RunPage {
     leak: bool,
     checkpoint: Option<CheckpointView>,
     figure: Option<FigureView>,
+    /// What stands where the figure will be.
+    nothing_drawn: &'static str,
     protocols: Vec<Switch>,
     /// Accuracy by class, and where all of it is.
     classes: Vec<ClassTable>,
@@ -115,7 +119,8 @@ struct PartView {
 struct AttemptView {
     number: i32,
     state: String,
-    place: String,
+    /// Worker and devices; of several workers each.
+    places: Vec<String>,
     time: String,
     detail: String,
     reason: String,
@@ -141,6 +146,7 @@ pub async fn show(
     let leaves = spec_view::leaves(&run.spec);
     let (set, defaults): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(|leaf| leaf.set);
     let badly = ["failed", "lost"].contains(&run.summary.state.as_str());
+    let values = ValuesView::load(pool, &run, spec.as_ref()).await?;
     let view = RunPage {
         shell: Shell::load(&app, &asked, !ended).await?,
         id: id.to_string(),
@@ -160,7 +166,9 @@ pub async fn show(
         } else {
             Vec::new()
         },
-        values: ValuesView::load(pool, &run, spec.as_ref()).await?,
+        nothing_drawn: nothing_drawn(spec.as_ref(), ended, &values),
+        values,
+        waiting: run.waiting.as_deref().map(format::sentence),
         parts: run.parts.iter().map(part_view).collect(),
         attempts: run.attempt_list.iter().rev().map(attempt_view).collect(),
         facts: facts(&run),
@@ -399,19 +407,33 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
     AttemptView {
         number: attempt.number,
         state: format::state(&attempt.state),
-        place: match attempt.members.as_ref().and_then(|members| members.as_array()).map_or(1, Vec::len) {
-            1 => format!("{} · {}", attempt.worker, attempt.device),
-            workers => format!(
-                "{} · {} and {} more",
-                attempt.worker,
-                attempt.device,
-                format::plural(workers as i64 - 1, "worker")
-            ),
-        },
+        places: places(attempt),
         time: format!("{}, {}", format::at(begin), format::took(end - begin)),
         detail: detail.join(" · "),
         reason: attempt.reason.clone(),
         environment,
+    }
+}
+
+fn places(attempt: &Attempt) -> Vec<String> {
+    if attempt.members.is_empty() {
+        return vec![format!("{} · {}", attempt.worker, attempt.device)];
+    }
+    let members = attempt.members.iter().enumerate();
+    members
+        .map(|(rank, member)| format!("rank {rank}: {} · {}", member.name, member.devices.join(", ")))
+        .collect()
+}
+
+/// What stands where the figure will be.
+fn nothing_drawn(spec: Option<&Spec>, ended: bool, values: &ValuesView) -> &'static str {
+    match spec {
+        _ if ended => "",
+        Some(spec) if !spec.evaluation.datasets.is_empty() => {
+            "No points yet. The sweep over α starts after training."
+        }
+        _ if values.latest.is_empty() => "No values yet. What it reports is drawn here.",
+        _ => "",
     }
 }
 

@@ -24,6 +24,7 @@ use axum::{
 };
 use causeway_protocol::{Problem, RunState, Spec};
 use serde::{Deserialize, Serialize};
+use sqlx::types::Json as SqlJson;
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -141,8 +142,9 @@ pub struct Attempt {
     pub worker: String,
     /// Its devices there.
     pub device: String,
-    /// Workers and devices by rank, if there are several.
-    pub members: Option<serde_json::Value>,
+    /// Its workers by rank, if there are several.
+    #[schema(value_type = Vec<AttemptMember>)]
+    pub members: SqlJson<Vec<AttemptMember>>,
     /// What ended it, where it did not succeed: `bug`, `lost_worker`, `interrupted`, `yielded` or `not_yielded`. Only
     /// the first spends one of the run's attempts.
     pub cause: Option<String>,
@@ -163,6 +165,17 @@ pub struct Attempt {
     /// When it ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
+}
+
+/// One worker of an attempt on several.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AttemptMember {
+    /// Its id.
+    pub worker: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its devices.
+    pub devices: Vec<String>,
 }
 
 /// Which runs to list.
@@ -247,9 +260,13 @@ pub async fn get_run(app: &App, id: Uuid) -> Result<Run> {
     let row = found(row, || format!("no run {id}"))?;
     let attempt_list = sqlx::query_as!(
         Attempt,
-        "select a.number, a.state, a.phase, a.resumed_step, a.visible_through, w.name as worker, a.device,
-                a.members, a.cause, a.environment, a.reason, a.exit_code, a.signal, a.assigned_at, a.started_at, a.ended_at
-         from attempt a join worker w on w.id = a.worker_id where a.run_id = $1 order by a.number",
+        r#"select a.number, a.state, a.phase, a.resumed_step, a.visible_through, w.name as worker, a.device,
+                  coalesce((select jsonb_agg(m.one || jsonb_build_object('name', of_rank.name) order by m.rank)
+                            from jsonb_array_elements(a.members) with ordinality m(one, rank)
+                            join worker of_rank on of_rank.id = (m.one ->> 'worker')::uuid), '[]')
+                      as "members!: SqlJson<Vec<AttemptMember>>",
+                  a.cause, a.environment, a.reason, a.exit_code, a.signal, a.assigned_at, a.started_at, a.ended_at
+           from attempt a join worker w on w.id = a.worker_id where a.run_id = $1 order by a.number"#,
         id
     )
     .fetch_all(pool)

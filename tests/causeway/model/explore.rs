@@ -1,5 +1,6 @@
-//! Every state that a model can reach, breadth first, so that what goes wrong is shown on a shortest way to it. A library
-//! for this (`stateright`) brings a web server along; these sixty lines need nothing.
+//! Every state that a model can reach, breadth first, so that what goes wrong is shown on a shortest way to it. The library
+//! for this, `stateright`, judges states and not the steps between them, has no "from everywhere an end can be reached", and
+//! brings a web server along; these sixty lines have both and need nothing.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -25,6 +25,10 @@ async fn a_command_reports_its_values_and_its_file_is_kept() -> Result<()> {
     let loss = server.get(&format!("/runs/{id}/metrics?names=loss")).await?;
     assert_eq!(loss[0]["steps"], json!((1..=10).collect::<Vec<u64>>()));
     assert_eq!(loss[0]["values"][3], 0.25);
+    let page = server.client.get(format!("{}/runs/{id}", server.url())).bearer_auth(server.token("user")?);
+    let page = page.send().await?.error_for_status()?.text().await?;
+    assert!(page.contains("Loss against step") && page.contains("run.js"), "drawn, and the log is followed");
+    assert!(!page.contains("sweep over α"), "a command has none");
     let sha256 = run["checkpoint"].as_str().context("a checkpoint")?;
     let file = server.user(Method::GET, &format!("/blobs/{sha256}"))?.send().await?.error_for_status()?;
     assert_eq!(file.text().await?, "42\n");

@@ -83,6 +83,8 @@ async fn a_gang_begins_on_all_its_workers_at_once_and_ends_with_any() -> Result<
     assert_eq!((&gang["rank"], &second["rank"], &gang["nodes"]), (&json!(0), &json!(1), &json!(2)));
     assert_eq!((&gang["address"], &gang["port"]), (&second["address"], &second["port"]));
     assert_eq!(one.grant["epoch"], other.grant["epoch"]);
+    let members = server.get(&format!("/runs/{run}")).await?["attempt_list"][0]["members"].clone();
+    assert_eq!((&members[0]["name"], &members[1]["name"]), (&json!("a"), &json!("b")), "by rank");
     // One is done: the run goes on. Then the other fails: the run is tried again, and nothing of it is held.
     assert_eq!(a.finish(&one, "succeeded", "").await?, StatusCode::NO_CONTENT);
     assert_eq!(state(&server, &run).await?, "running");

@@ -70,12 +70,13 @@ function swap(fresh: Document): void {
     for (const box of region.querySelectorAll<HTMLInputElement>("input[type=checkbox]")) box.checked = ticked.has(box.value);
     if (focused) region.querySelector<HTMLElement>(focused)?.focus({ preventScroll: true });
   }
-  // The first figure, another panel or a run that ends changes the page's frame: take all of it.
+  // The first figure or chart, another panel or a run that ends changes the page's frame: take all of it.
   const had = document.getElementById("alpha-model");
   const has = fresh.getElementById("alpha-model");
   const ended = document.getElementById("cancel") && !fresh.getElementById("cancel");
+  const charted = fresh.getElementById("series-model") && !document.getElementById("series-model");
   const panels = (root: Document) => root.querySelectorAll(".panel").length;
-  if ((has && !had) || ended || panels(document) !== panels(fresh)) {
+  if ((has && !had) || charted || ended || panels(document) !== panels(fresh)) {
     location.reload();
     return;
   }

@@ -1,8 +1,10 @@
-// A run's page: the loss as a live chart, and the log that follows.
+// A run's page: a metric as a live chart, and the log that follows.
 import uPlot from "uplot";
 
-interface LossModel {
+interface Model {
   run: string;
+  name: string;
+  title: string;
   total: number;
   resumed: number[];
   steps: number[];
@@ -20,16 +22,16 @@ const PERIOD = 2000;
 /** After a zoom, wait for the last of its events before asking for the values. */
 const SETTLE = 150;
 
-function startLoss(): void {
-  const source = document.getElementById("loss-model");
-  const box = document.getElementById("loss-chart");
+function startChart(): void {
+  const source = document.getElementById("series-model");
+  const box = document.getElementById("series-chart");
   if (!source || !box) return;
-  const model = JSON.parse(source.textContent ?? "{}") as LossModel;
+  const model = JSON.parse(source.textContent ?? "{}") as Model;
   // All steps; while zoomed the chart shows another part, asked for at the chart's own resolution.
   let steps = [...model.steps];
   let values = [...model.values];
   let part: [number[], (number | null)[]] | null = null;
-  const drawn = document.getElementById("loss-drawn");
+  const drawn = document.getElementById("series-drawn");
   if (drawn) {
     drawn.hidden = true;
     drawn.removeAttribute("data-swap");
@@ -50,7 +52,7 @@ function startLoss(): void {
       scales: { x: { time: false, range: (_, min, max) => (zoomed ? [min, max] : [0, Math.max(model.total, max || 1)]) } },
       series: [
         { label: "step" },
-        { label: "loss", stroke: () => token("--accent"), width: 1.5, value: (_, v) => (v == null ? "" : v.toFixed(4)) },
+        { label: model.title, stroke: () => token("--accent"), width: 1.5, value: (_, v) => (v == null ? "" : v.toFixed(4)) },
       ],
       axes: [axis(), { ...axis(), size: 48 }],
       hooks: {
@@ -64,8 +66,8 @@ function startLoss(): void {
   );
   // The chart is a canvas: give it a name, and its last value as text.
   chart.root.setAttribute("role", "img");
-  chart.root.setAttribute("aria-label", "Training loss against step; the last value is in the text below");
-  const now = document.getElementById("loss-now");
+  chart.root.setAttribute("aria-label", `${model.title} against step; the last value is in the text below`);
+  const now = document.getElementById("series-now");
   say();
   new ResizeObserver(() => chart.setSize({ width: box.clientWidth - 24, height: 220 })).observe(box);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart.redraw(false));
@@ -79,12 +81,13 @@ function startLoss(): void {
     const value = numbers[index];
     if (!now || places[index] === undefined) return;
     const text = value == null ? "not finite" : value.toFixed(4);
-    now.textContent = `Loss ${text} at step ${places[index]} of ${model.total}. Drag to zoom, double-click for all.`;
+    const of = model.total > 0 ? ` of ${model.total}` : "";
+    now.textContent = `${model.title} ${text} at step ${places[index]}${of}. Drag to zoom, double-click for all.`;
   }
 
   async function ask(query: string): Promise<[number[], (number | null)[]] | null> {
     const columns = Math.min(4096, Math.max(100, chart.width));
-    const address = `/api/v1/runs/${model.run}/metrics?names=loss&resolution=${columns}${query}`;
+    const address = `/api/v1/runs/${model.run}/metrics?names=${encodeURIComponent(model.name)}&resolution=${columns}${query}`;
     const response = await fetch(address).catch(() => null);
     if (!response?.ok) return null;
     const [series] = (await response.json()) as Series[];
@@ -213,5 +216,5 @@ function startLog(): void {
   }
 }
 
-startLoss();
+startChart();
 startLog();

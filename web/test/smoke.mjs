@@ -138,7 +138,7 @@ async function settle(page) {
   if (await page.$("#alpha-model")) {
     await page.waitForFunction(() => document.querySelectorAll("#panels .box > svg").length === document.querySelectorAll("#panels .box").length);
   }
-  if (await page.$("#loss-model")) await page.waitForSelector(".uplot canvas");
+  if (await page.$("#series-model")) await page.waitForSelector(".uplot canvas");
 }
 
 async function withoutScript(pages) {
@@ -155,8 +155,8 @@ async function withoutScript(pages) {
     await page.screenshot({ path: join(out, `experiment-${width}-no-script.png`), fullPage: true });
     if (pages.run) {
       await page.goto(origin + pages.run);
-      const drawn = await page.locator("#loss-drawn svg").filter({ visible: true }).count();
-      check(`without JavaScript at ${width} the loss is drawn`, drawn === 1 || !(await page.$("#loss-model")) ? null : String(drawn));
+      const drawn = await page.locator("#series-drawn svg").filter({ visible: true }).count();
+      check(`without JavaScript at ${width} the loss is drawn`, drawn === 1 || !(await page.$("#series-model")) ? null : String(drawn));
     }
     await context.close();
   }

@@ -9,13 +9,13 @@ mod difference;
 mod frontier;
 mod identity;
 mod input;
-mod loss;
 mod paired;
 mod panel;
 mod paper;
 mod robustness;
 mod rungs;
 mod scale;
+mod series;
 mod similarity;
 mod slices;
 mod spectrum;
@@ -29,12 +29,12 @@ pub use difference::{Difference, difference_axis_svg, difference_svg, shared_axi
 pub use frontier::frontier_svg;
 pub use identity::{DASHES, Identity, Marker, identity, short};
 pub use input::{Dataset, FigureInput, Halves, Queries, Score, SeedCurve, Variant};
-pub use loss::{LossChart, loss_svg};
 pub use paired::{Paired, PairedInterval, paired};
 pub use panel::{Layout, NARROW, Palette, WIDE, escape, key_svg, method_svg, panel_svg};
 pub use paper::{PaperCaption, paper_svg};
 pub use robustness::{Baseline, RobustnessKind, effective, relative};
 pub use rungs::{RungChart, RungLine, TrialEnd, rung_key_svg, rungs_svg};
+pub use series::{SeriesChart, series_svg};
 pub use similarity::{CkaFigure, cka_svgs, distance_svg, share};
 pub use slices::{Slice, SliceAxis, SlicePlace, slice_svg, slices_axis};
 pub use spectrum::{

@@ -117,7 +117,9 @@ pub fn sentence(text: &str) -> String {
         return escaped;
     }
     let parts = escaped.split('`').enumerate();
-    parts.map(|(at, part)| if at % 2 == 1 { format!("<code>{part}</code>") } else { part.to_owned() }).collect()
+    parts
+        .map(|(at, part)| if at % 2 == 1 { format!("<code>{part}</code>") } else { part.to_owned() })
+        .collect()
 }
 
 /// JSON that may stand inside a script element: nothing in it can end the element.

@@ -1,16 +1,16 @@
-//! The values on a run's page: the loss as a chart, what each series comes to, and values that contradict each other.
+//! The values on a run's page: the loss, or what a program reports, as a chart, what each series comes to, and values that contradict each other.
 
 use super::format;
 use crate::{
     Result,
-    figures::{LossChart, loss_svg},
+    figures::{SeriesChart, series_svg},
     metrics::{self, Span, Summary, ValueConflict},
     runs::Run,
 };
 use causeway_protocol::{Number, Spec};
 use sqlx::PgPool;
 
-/// The metric that the chart shows.
+/// The metric that the chart shows; of a program that reports none by this name, the first.
 const LOSS: &str = "loss";
 /// Columns of the chart in the page; the live one asks for as many as it has pixels.
 const COLUMNS: usize = 300;
@@ -21,12 +21,8 @@ const CONFLICTS: usize = 20;
 
 /// What the page shows of a run's values.
 pub struct ValuesView {
-    /// Whether there is a loss to come.
-    pub has_loss: bool,
-    /// The chart without JavaScript.
-    pub loss: String,
-    /// What the live chart starts from, as JSON.
-    pub loss_model: String,
+    /// The chart; none where nothing was reported and no training will.
+    pub chart: Option<Drawn>,
     /// The last value of each series.
     pub latest: Vec<(String, String)>,
     /// What each series comes to.
@@ -39,6 +35,16 @@ pub struct ValuesView {
     pub conflicts: Vec<ConflictRow>,
     /// Whether there are more of them.
     pub more_conflicts: bool,
+}
+
+/// A metric that is drawn.
+pub struct Drawn {
+    /// Its name as a person reads it.
+    pub title: String,
+    /// The chart without JavaScript.
+    pub svg: String,
+    /// What the live chart starts from, as JSON.
+    pub model: String,
 }
 
 /// A series.
@@ -70,23 +76,21 @@ impl ValuesView {
     /// If the database does not answer.
     pub async fn load(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<ValuesView> {
         let id = run.summary.id;
-        let chart = loss(pool, run, spec).await?;
         let all = metrics::summary(pool, id).await?;
+        let trains = spec.is_some_and(|spec| spec.training.is_some());
+        let has_loss = trains || all.iter().any(|series| series.name == LOSS);
+        let name = if has_loss { Some(LOSS) } else { all.first().map(|series| series.name.as_str()) };
+        let chart = match name {
+            Some(name) => Some(drawn(pool, run, spec, name).await?),
+            None => None,
+        };
         let values: i64 = all.iter().map(|series| series.count).sum();
         let limit = CONFLICTS as i64 + 1;
         let mut conflicts = metrics::conflicts(pool, id, (i64::MIN, 0, 0, 0), limit).await?;
         let more_conflicts = conflicts.len() > CONFLICTS;
         conflicts.truncate(CONFLICTS);
         Ok(ValuesView {
-            has_loss: spec.is_some_and(|spec| spec.training.is_some()),
-            loss: loss_svg(&chart, "loss"),
-            loss_model: format::escape_json(&serde_json::json!({
-                "run": id,
-                "total": chart.total,
-                "resumed": chart.resumed,
-                "steps": chart.values.iter().map(|value| value.0).collect::<Vec<_>>(),
-                "values": chart.values.iter().map(|value| value.1).collect::<Vec<_>>(),
-            })),
+            chart,
             latest: all
                 .iter()
                 .take(SERIES)
@@ -105,8 +109,8 @@ impl ValuesView {
     }
 }
 
-async fn loss(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<LossChart> {
-    let names = [LOSS.to_owned()];
+async fn drawn(pool: &PgPool, run: &Run, spec: Option<&Spec>, name: &str) -> Result<Drawn> {
+    let names = [name.to_owned()];
     let series = metrics::chart(pool, run.summary.id, Some(&names), Span::ALL, COLUMNS).await?;
     let values = series
         .into_iter()
@@ -114,11 +118,27 @@ async fn loss(pool: &PgPool, run: &Run, spec: Option<&Spec>) -> Result<LossChart
         .map(|series| series.steps.into_iter().zip(series.values.into_iter().map(|value| value.0)).collect());
     let resumed = run.attempt_list.iter().map(|attempt| attempt.resumed_step).filter(|step| *step > 0);
     let total = spec.and_then(|spec| spec.training.as_ref()).map_or(0, |training| training.steps);
-    Ok(LossChart {
+    let chart = SeriesChart {
+        title: capitalised(&words(name)),
         values: values.unwrap_or_default(),
         resumed: resumed.collect(),
         total: i64::try_from(total).unwrap_or(0),
-    })
+    };
+    let model = serde_json::json!({
+        "run": run.summary.id,
+        "name": name,
+        "title": chart.title,
+        "total": chart.total,
+        "resumed": chart.resumed,
+        "steps": chart.values.iter().map(|value| value.0).collect::<Vec<_>>(),
+        "values": chart.values.iter().map(|value| value.1).collect::<Vec<_>>(),
+    });
+    Ok(Drawn { svg: series_svg(&chart, "series"), model: format::escape_json(&model), title: chart.title })
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn series_row(series: &Summary) -> SeriesRow {

@@ -1,16 +1,18 @@
-//! The loss of a run as SVG: what the page shows without JavaScript, and until the live chart has drawn itself.
+//! A metric of a run as SVG: what the page shows without JavaScript, and until the live chart has drawn itself.
 
-use super::{identity::short, scale::nice_axis};
+use super::{escape, identity::short, scale::nice_axis};
 use std::fmt::Write;
 
 /// A series of one metric.
 #[derive(Clone, Debug, Default)]
-pub struct LossChart {
+pub struct SeriesChart {
+    /// The metric, as a person reads it.
+    pub title: String,
     /// (step, value), ascending.
     pub values: Vec<(i64, f64)>,
     /// Steps at which an attempt took over from an earlier one.
     pub resumed: Vec<i64>,
-    /// Steps that the spec asks for.
+    /// Steps that the spec asks for; 0 if it does not say.
     pub total: i64,
 }
 
@@ -24,13 +26,14 @@ const BOTTOM: f64 = 26.0;
 const COLUMNS: usize = 600;
 
 /// The chart; `id` must be unique in the page.
-pub fn loss_svg(chart: &LossChart, id: &str) -> String {
+pub fn series_svg(chart: &SeriesChart, id: &str) -> String {
     let (lo, hi, step) = axis(chart);
     let last_step = chart.values.last().map_or(1, |(step, _)| *step).max(chart.total).max(1) as f64;
     let x = |step: f64| LEFT + step / last_step * (WIDTH - LEFT - RIGHT);
     let y = |value: f64| TOP + (hi - value) / (hi - lo) * (HEIGHT - TOP - BOTTOM);
     let mut out = format!(
-        r#"<svg class="drawn" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12" role="img" aria-labelledby="{id}t {id}d"><title id="{id}t">Training loss against step</title><desc id="{id}d">{}</desc>"#,
+        r#"<svg class="drawn" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12" role="img" aria-labelledby="{id}t {id}d"><title id="{id}t">{} against step</title><desc id="{id}d">{}</desc>"#,
+        escape(&chart.title),
         describe(chart)
     );
     let count = ((hi - lo) / step).round() as usize;
@@ -83,16 +86,17 @@ pub fn loss_svg(chart: &LossChart, id: &str) -> String {
     out
 }
 
-fn describe(chart: &LossChart) -> String {
+fn describe(chart: &SeriesChart) -> String {
     match (chart.values.first(), chart.values.last()) {
         (Some((from, first)), Some((to, last))) => {
-            format!("From {first:.3} at step {from} to {last:.3} at step {to} of {}.", chart.total)
+            let of = if chart.total > 0 { format!(" of {}", chart.total) } else { String::new() };
+            format!("From {first:.3} at step {from} to {last:.3} at step {to}{of}.")
         }
         _ => "No values yet.".to_owned(),
     }
 }
 
-fn axis(chart: &LossChart) -> (f64, f64, f64) {
+fn axis(chart: &SeriesChart) -> (f64, f64, f64) {
     let finite = chart.values.iter().map(|(_, value)| *value).filter(|value| value.is_finite());
     let (lo, hi) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
     if lo > hi {
@@ -122,6 +126,10 @@ fn thinned(values: &[(i64, f64)]) -> Vec<(i64, f64)> {
 mod tests {
     use super::*;
 
+    fn chart(values: Vec<(i64, f64)>, resumed: Vec<i64>, total: i64) -> SeriesChart {
+        SeriesChart { title: "A < b".to_owned(), values, resumed, total }
+    }
+
     #[test]
     fn a_long_series_keeps_its_spikes() {
         let mut values: Vec<(i64, f64)> = (0..10_000).map(|step| (step, 1.0)).collect();
@@ -129,14 +137,14 @@ mod tests {
         let thin = thinned(&values);
         assert!(thin.len() <= COLUMNS);
         assert!(thin.contains(&(5_001, 9.0)));
-        let svg = loss_svg(&LossChart { values, resumed: vec![500], total: 10_000 }, "l");
-        assert!(svg.contains("resumed at 500"));
+        let svg = series_svg(&chart(values, vec![500], 10_000), "l");
+        assert!(svg.contains("resumed at 500") && svg.contains(">A &lt; b against step</title>"), "{svg}");
     }
 
     #[test]
     fn a_value_that_is_not_finite_is_a_gap() {
         let values = vec![(0, 1.0), (1, f64::NAN), (2, f64::INFINITY), (3, 2.0), (4, 1.0)];
-        let svg = loss_svg(&LossChart { values, resumed: Vec::new(), total: 4 }, "l");
+        let svg = series_svg(&chart(values, Vec::new(), 4), "l");
         let path = svg.split(r#"<path d="M"#).last().unwrap().split('"').next().unwrap();
         assert_eq!((path.matches('M').count(), path.matches('L').count()), (1, 1), "{path}");
         assert!(!svg.contains("NaN,") && !svg.contains("inf"), "{svg}");

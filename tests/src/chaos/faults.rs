@@ -379,7 +379,8 @@ fn worker_id(state: &Path) -> String {
 
 async fn fill_disk(cluster: &Cluster, random: &mut Random) -> Result<bool> {
     let Some(agent) = cluster.agents.iter().find(|agent| agent.has_small_disk()) else { return Ok(false) };
-    let ballast = agent.seen.join("ballast");
+    // A name of its own: it may still be full from the last time.
+    let ballast = agent.seen.join(format!("ballast-{:x}", random.any()));
     let mut file = fs::File::create(&ballast)?;
     while file.write_all(&[0; 1 << 16]).is_ok() {}
     // To the last byte.

@@ -34,13 +34,17 @@ pub struct Worker {
     pub name: String,
     /// `ready`, `draining`, `suspect` or `lost`.
     pub state: String,
-    /// Device names.
-    pub devices: Vec<String>,
+    devices: Vec<Device>,
     assets: Vec<Named>,
     /// When it was last heard of.
     #[serde(with = "time::serde::rfc3339")]
     pub seen_at: OffsetDateTime,
-    leases: Vec<Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Device {
+    /// The run that works on it.
+    run_id: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -56,7 +60,7 @@ impl Worker {
 
     /// What it has free; none if it takes no work.
     pub fn free(&self) -> Option<Free> {
-        let devices = self.devices.len().saturating_sub(self.leases.len()) as u32;
+        let devices = self.devices.iter().filter(|device| device.run_id.is_none()).count() as u32;
         (self.state == "ready" && devices > 0).then(|| Free { devices, assets: self.assets() })
     }
 }
@@ -186,6 +190,8 @@ fn need(run: &Value) -> Result<Option<Need>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workers;
+    use uuid::Uuid;
 
     fn run() -> Value {
         let spec = json!({
@@ -215,13 +221,31 @@ mod tests {
 
     #[test]
     fn only_a_ready_worker_has_devices_free() {
-        let worker = |state: &str, leases: usize| -> Worker {
-            serde_json::from_value(json!({
-                "id": "w", "name": "w", "host": "h", "version": "1", "state": state, "devices": ["cuda:0", "cuda:1"],
-                "assets": [{"name": "vit"}], "registered_at": "2026-01-01T00:00:00Z", "seen_at": "2026-01-01T00:00:00Z",
-                "leases": vec![json!({}); leases]
-            }))
-            .unwrap()
+        // As the server itself tells it.
+        let worker = |state: &str, busy: usize| -> Worker {
+            let device = |at: usize| workers::Device {
+                name: format!("cuda:{at}"),
+                model: String::new(),
+                memory: 0,
+                free_memory: 0,
+                capability: String::new(),
+                run_id: (at < busy).then(Uuid::nil),
+            };
+            let told = workers::Worker {
+                id: Uuid::nil(),
+                name: "w".into(),
+                host: "h".into(),
+                version: "1".into(),
+                state: state.into(),
+                devices: (0..2).map(device).collect(),
+                labels: Vec::new(),
+                drained: false,
+                assets: json!([{"name": "vit"}]),
+                registered_at: OffsetDateTime::UNIX_EPOCH,
+                seen_at: OffsetDateTime::UNIX_EPOCH,
+                leases: Vec::new(),
+            };
+            serde_json::from_value(serde_json::to_value(told).unwrap()).unwrap()
         };
         assert_eq!(worker("ready", 1).free().map(|free| free.devices), Some(1));
         assert_eq!(worker("ready", 2).free(), None);

@@ -15,7 +15,9 @@ fn worker(name: &str, state: &str, seconds: i64, assets: &[&str]) -> Worker {
     let assets: Vec<_> = assets.iter().map(|name| json!({"name": name})).collect();
     let seen_at = OffsetDateTime::now_utc() - time::Duration::seconds(seconds);
     let seen_at = seen_at.format(&time::format_description::well_known::Rfc3339).unwrap();
-    let worker = json!({"name": name, "state": state, "devices": ["cpu"], "assets": assets, "seen_at": seen_at, "leases": []});
+    let devices = json!([{"name": "cpu", "run_id": null}]);
+    let worker =
+        json!({"name": name, "state": state, "devices": devices, "assets": assets, "seen_at": seen_at});
     serde_json::from_value(worker).unwrap()
 }
 

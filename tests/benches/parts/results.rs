@@ -5,7 +5,7 @@
 use super::{quantiles, report};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Evaluation, Hits};
-use causeway_tests::{FakeWorker, Held, Server, spec};
+use causeway_tests::{FakeWorker, Held, Server, chaos::Random, spec};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -28,10 +28,10 @@ pub async fn results() -> Result<()> {
     let server = Server::start().await?;
     let names: Vec<String> = (0..ROLES.len()).map(|at| format!("set-{at}")).collect();
     let worker = register(&server, &names).await?;
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let mut sets: Vec<(String, Vec<bool>)> = Vec::new();
     for name in &names {
-        sets.push((name.clone(), (0..QUERIES).map(|_| random.unit() < RIGHT).collect()));
+        sets.push((name.clone(), (0..QUERIES).map(|_| unit(&mut random) < RIGHT).collect()));
     }
     let (mut experiment, mut checkpoints) = (String::new(), Vec::new());
     for method in METHODS {
@@ -118,7 +118,7 @@ fn journal(
                    "classes": classes, "queries_per_class": per_class(&vec![true; QUERIES])}),
         );
         // Each query changes at an α of its own, if at all.
-        let turns: Vec<f64> = (0..QUERIES).map(|_| random.unit() / CHANGED).collect();
+        let turns: Vec<f64> = (0..QUERIES).map(|_| unit(random) / CHANGED).collect();
         for alpha in &evaluation.alphas {
             let flags: Vec<bool> =
                 right.iter().zip(&turns).map(|(right, turn)| *right != (*turn < alpha.as_f64())).collect();
@@ -152,14 +152,7 @@ async fn timed(server: &Server, name: &str, path: &str, what: &str) -> Result<()
     Ok(())
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) as f64 / u64::MAX as f64
-    }
+/// From 0 to 1.
+fn unit(random: &mut Random) -> f64 {
+    random.any() as f64 / u64::MAX as f64
 }

@@ -41,53 +41,62 @@ pub fn count(shape: &[i64]) -> Option<i64> {
 /// The eigenvalues of a layer in ascending order.
 ///
 /// # Shapes
-/// `weight` [rows, columns] or [out, in, height, width]
+/// `weight` f32 [rows, columns] or [out, in, height, width]
 ///
 /// # Errors
-/// Values that are not finite, or a decomposition that does not converge.
+/// Values that are not finite or not f32, or a decomposition that does not converge.
 pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
-    let (slices, scale) = match weight.size()[..] {
-        [_, _] => (weight.unsqueeze(0), 1.0),
-        // One slice at each position of the kernel, each times √½: weightwatcher's conv2d_norm.
-        [outer, inner, height, width] => {
-            (weight.permute([2, 3, 0, 1]).reshape([height * width, outer, inner]), 0.5)
-        }
-        ref other => anyhow::bail!("its shape is {other:?}; a layer is a matrix or a convolution"),
-    }; // [slices, rows, columns]
-    let numbers = numbers(&slices)?;
-    let values = match route {
-        Route::Gram => of_gram(&slices, &numbers)?,
-        Route::Svd => of_svd(&slices)?,
-    };
-    let mut values: Vec<f64> = values.into_iter().map(|value| scale * value.max(0.0)).collect();
-    values.sort_by(f64::total_cmp);
-    Ok(values)
+    Room::default().eigenvalues(weight, route)
 }
 
-/// The values of a tensor, row by row.
-fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
-    let flat = tensor.contiguous().view(-1);
-    let numbers: Vec<f64> = match flat.kind() {
-        Kind::Float => Vec::<f32>::try_from(&flat)?.into_iter().map(f64::from).collect(),
-        _ => Vec::try_from(flat.to_kind(Kind::Double))?,
-    };
-    ensure!(numbers.iter().all(|number| number.is_finite()), "it holds values that are not finite");
-    Ok(numbers)
+/// What a thread computes in, one layer after the other: fresh memory for each would cost a tenth of the whole.
+#[derive(Default)]
+struct Room {
+    /// A layer's values as they come. [slices, rows, columns]
+    given: Vec<f32>,
+    /// The same in f64.
+    numbers: Vec<f64>,
+    workspace: causeway_eigen::Workspace,
 }
 
-/// `numbers` are the values of `slices` [slices, rows, columns].
-fn of_gram(slices: &Tensor, numbers: &[f64]) -> Result<Vec<f64>> {
-    let (rows, columns) = (usize::try_from(slices.size()[1])?, usize::try_from(slices.size()[2])?);
-    let mut values = Vec::new();
-    for slice in numbers.chunks_exact((rows * columns).max(1)) {
-        let found = causeway_eigen::squared_singular_values(slice, rows, columns);
-        values.extend(found.context("the eigenvalues of its Gram matrix")?);
+impl Room {
+    fn eigenvalues(&mut self, weight: &Tensor, route: Route) -> Result<Vec<f64>> {
+        let (slices, scale) = match weight.size()[..] {
+            [_, _] => (weight.unsqueeze(0), 1.0),
+            // One slice at each position of the kernel, each times √½: weightwatcher's conv2d_norm.
+            [outer, inner, height, width] => {
+                (weight.permute([2, 3, 0, 1]).reshape([height * width, outer, inner]), 0.5)
+            }
+            ref other => anyhow::bail!("its shape is {other:?}; a layer is a matrix or a convolution"),
+        }; // [slices, rows, columns]
+        self.given.resize(slices.numel(), 0.0);
+        slices.f_copy_data(&mut self.given, slices.numel())?;
+        self.numbers.clear();
+        self.numbers.extend(self.given.iter().map(|number| f64::from(*number)));
+        ensure!(self.numbers.iter().all(|number| number.is_finite()), "it holds values that are not finite");
+        let values = match route {
+            Route::Gram => self.of_gram(&slices)?,
+            Route::Svd => of_svd(&slices)?,
+        };
+        let mut values: Vec<f64> = values.into_iter().map(|value| scale * value.max(0.0)).collect();
+        values.sort_by(f64::total_cmp);
+        Ok(values)
     }
-    let largest = values.iter().copied().fold(0.0, f64::max);
-    let rounding = f64::EPSILON * rows.max(columns) as f64 * largest;
-    if rounding > TRUSTED * THRESHOLD { of_svd(slices) } else { Ok(values) }
+
+    /// `slices` [slices, rows, columns], whose numbers are here.
+    fn of_gram(&mut self, slices: &Tensor) -> Result<Vec<f64>> {
+        let (rows, columns) = (usize::try_from(slices.size()[1])?, usize::try_from(slices.size()[2])?);
+        let mut values = Vec::new();
+        for slice in self.numbers.chunks_exact((rows * columns).max(1)) {
+            values.extend(self.workspace.squared_singular_values(slice, rows, columns)?);
+        }
+        let largest = values.iter().copied().fold(0.0, f64::max);
+        let rounding = f64::EPSILON * rows.max(columns) as f64 * largest;
+        if rounding > TRUSTED * THRESHOLD { of_svd(slices) } else { Ok(values) }
+    }
 }
 
+/// `slices` [slices, rows, columns]
 fn of_svd(slices: &Tensor) -> Result<Vec<f64>> {
     let (_, singular, _) = slices.to_kind(Kind::Double).f_svd(true, false).context("its singular values")?;
     Ok(Vec::try_from(singular.square().contiguous().view(-1))?)
@@ -168,10 +177,12 @@ fn with_one_thread_each(
         for _ in 0..threads.max(1) {
             let (send, queue) = (send.clone(), &queue);
             scope.spawn(move || {
+                let mut room = Room::default();
                 loop {
                     let next = queue.lock().map(|mut queue| queue.next());
                     let Ok(Some((place, job))) = next else { return };
-                    let one = eigenvalues(&job.weight, Route::Gram).map(|found| values(&found, job.alpha));
+                    let one =
+                        room.eigenvalues(&job.weight, Route::Gram).map(|found| values(&found, job.alpha));
                     // Nobody listens any more after an error.
                     if send.send((place, one.with_context(|| format!("decomposing {}", job.name)))).is_err() {
                         return;

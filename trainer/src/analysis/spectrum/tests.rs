@@ -83,6 +83,7 @@ fn where_rounding_could_reach_the_fit_singular_values_are_taken() {
     // A direction of length 1e6 beside one of 1e-2: λ = 1e12 and 1e-4, and ε·1e12 = 2e-4.
     let turned = Tensor::from_slice(&[0.6f64, 0.8, -0.8, 0.6]).reshape([2, 2]);
     let weight = (&turned * Tensor::from_slice(&[1e6f64, 1e-2])).matmul(&turned.tr());
+    let weight = weight.to_kind(Kind::Float);
     let found = eigenvalues(&weight, Route::Gram).unwrap();
     assert_eq!(found, eigenvalues(&weight, Route::Svd).unwrap());
 }

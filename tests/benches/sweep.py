@@ -5,7 +5,8 @@
 
 For every α the weights are mixed and loaded, every image is read, decoded and resized by Pillow, and passes through every
 block; the next batch is read in a thread while one is computed, as a DataLoader does. Then k-NN as DINO's eval_knn.py
-does it. "parts" times each operation of a block alone, at a batch's shapes.
+does it. "parts" times each operation of a block alone, at a batch's shapes: the products as `linear` does them (MKL in f32)
+and by oneDNN.
 """
 
 import gzip
@@ -174,6 +175,10 @@ def timed(work, times):
     return min(clocks)
 
 
+def onednn(x, weight, bias):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def parts(threads, batch, times=15):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -189,16 +194,20 @@ def parts(threads, batch, times=15):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, DIM)
 
         with torch.no_grad():
-            gemms = {shape: timed(lambda: F.linear(hidden if shape[1] == MLP else x, *weights[shape]), times) for shape in weights}
+            gemms = {
+                name: {shape: timed(lambda: product(hidden if shape[1] == MLP else x, *weights[shape]), times) for shape in weights}
+                for name, product in (("gemm", F.linear), ("gemm_onednn", onednn))
+            }
             block = {
-                "gemm": sum(gemms.values()),
+                **{name: sum(seconds.values()) for name, seconds in gemms.items()},
                 "attention": timed(attention, times),
                 "norm": 2 * timed(lambda: F.layer_norm(x, (DIM,), gain, gain, 1e-6), times),
                 "gelu": timed(lambda: F.gelu(hidden), times),
                 "residual": 2 * timed(lambda: torch.addcmul(x, x, gain), times),
             }
         out[name] = {part: seconds / batch for part, seconds in block.items()}
-        out[name]["gflops"] = 2 * batch * tokens * DIM * MLP / gemms[(MLP, DIM)] / 1e9
+        for product, seconds in gemms.items():
+            out[name][f"{product}_gflops"] = 2 * batch * tokens * DIM * MLP / seconds[(MLP, DIM)] / 1e9
     return out
 
 

@@ -53,18 +53,16 @@ pub fn sweep_peer(data: &Path, python: &Path) -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let parts: Value = serde_json::from_slice(&output.stdout)?;
     for dtype in ["f32", "bf16"] {
-        for part in ["gemm", "attention", "norm", "gelu", "residual"] {
+        for part in ["gemm", "gemm_onednn", "attention", "norm", "gelu", "residual"] {
             let milliseconds = 1e3 * parts[dtype][part].as_f64().context("a part")?;
             let what = "of an image in a block, timed alone in PyTorch at the shapes of a batch of 32";
             report(&format!("sweep_part_{dtype}_{part}"), milliseconds, "ms", what);
         }
-        let rate = parts[dtype]["gflops"].as_f64().context("gflops")?;
-        report(
-            &format!("gemm_{dtype}"),
-            rate,
-            "GFLOP/s",
-            "the MLP's first product alone: the machine's rate",
-        );
+        for (product, by) in [("gemm", "PyTorch's linear"), ("gemm_onednn", "oneDNN")] {
+            let rate = parts[dtype][format!("{product}_gflops")].as_f64().context("gflops")?;
+            let what = format!("the MLP's first product alone, by {by}");
+            report(&format!("{product}_{dtype}"), rate, "GFLOP/s", &what);
+        }
     }
     for (cell, blocks) in [("full", None), ("last3", Some(9))] {
         let theta1 = folder.join(format!("{cell}.safetensors"));
@@ -98,7 +96,8 @@ fn tell(cell: &str, blocks: Option<usize>, runs: &[Vec<Timed>; 3], parts: &Value
     report(&format!("sweep_{cell}_peer"), clock, "s", "PyTorch, f32, every α a full pass; start included");
     report(&format!("sweep_{cell}_peer_cpu"), processors, "s", "of the processors, for that");
     let (usual, shared_work) = work(blocks);
-    let rate = |dtype: &str| parts[dtype]["gflops"].as_f64().context("gflops");
+    let rate = |dtype: &str, product: &str| parts[dtype][product].as_f64().context("gflops");
+    let usual_rate = rate("f32", "gemm_gflops")?;
     let images = (NAMES.len() * 2 * SIDE) as f64;
     for (dtype, runs) in ["f32", "bf16"].into_iter().zip(ours) {
         let name = format!("sweep_{cell}_{dtype}");
@@ -114,11 +113,12 @@ fn tell(cell: &str, blocks: Option<usize>, runs: &[Vec<Timed>; 3], parts: &Value
         );
         report(&format!("{name}_ratio"), clock / own, "x", "PyTorch's time in f32 over ours");
         report(&format!("{name}_ratio_cpu"), processors / own_processors, "x", "the same in processor time");
-        let bound = usual / shared_work * rate(dtype)? / rate("f32")?;
-        let what = "of that ratio: operations, and for bf16 the rates of its products and of f32's";
+        let machine = rate(dtype, "gemm_onednn_gflops")?;
+        let bound = usual / shared_work * machine / usual_rate;
+        let what = "of that ratio: operations, and the rates of oneDNN's products and of PyTorch's in f32";
         report(&format!("{name}_bound"), bound, "x", what);
-        let share = images * shared_work / alone / 1e9 / rate(dtype)?;
-        report(&format!("{name}_gemm_share"), share, "x", "of the machine's rate that the sweep reaches");
+        let share = images * shared_work / alone / 1e9 / machine;
+        report(&format!("{name}_gemm_share"), share, "x", "of oneDNN's rate that the sweep reaches");
     }
     let (theirs, own, rounded) = (&peer[0], &ours[0][0], &ours[1][0]);
     let mut apart = 0;

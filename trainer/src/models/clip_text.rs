@@ -2,7 +2,7 @@
 //! hidden state at its end mark, after the final LayerNorm, projected into the space it shares with images. Files of
 //! OpenAI and OpenCLIP and those of Hugging Face are read.
 
-use super::{causal_attention, check_shapes, layer_norm, linear, split_heads};
+use super::{affine, causal_attention, check_shapes, layer_norm, linear, split_heads};
 use crate::data::tokenizer::ClipTokenizer;
 use crate::weights::{Tensors, safetensors};
 use anyhow::{Context, Result, bail, ensure};
@@ -156,7 +156,7 @@ fn forward(config: &ClipTextConfig, tensors: &Tensors, ids: &Tensor) -> Tensor {
         let name = |part: &str| format!("transformer.resblocks.{block}.{part}");
         let normed = layer_norm(&x, tensors, &name("ln_1"), config.eps);
         let (weight, bias) = (&tensors[&name("attn.in_proj_weight")], &tensors[&name("attn.in_proj_bias")]);
-        let qkv = normed.linear(weight, Some(bias)).chunk(3, -1); // rows q, k, v
+        let qkv = affine(&normed, weight, Some(bias)).chunk(3, -1); // rows q, k, v
         let [query, key, value] = [0, 1, 2].map(|part| split_heads(&qkv[part], config.heads));
         let attended = causal_attention(&query, &key, &value, None);
         x = &x + linear(&attended, tensors, &name("attn.out_proj"));

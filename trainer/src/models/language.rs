@@ -2,6 +2,7 @@
 //! logits as a differentiable function of embeddings, and its tokenizer. Its weights never get gradients; those of
 //! a loss flow through it to what was put in front of the caption.
 
+use super::affine;
 use super::gpt2::{Gpt2, Gpt2Config};
 use super::llama::{Llama, LlamaConfig};
 use crate::data::asset::Format;
@@ -201,7 +202,7 @@ impl LanguageModel {
             Model::Gpt2(gpt2) => gpt2.table(),
             Model::Llama(llama) => llama.head(),
         };
-        hidden.linear(weight, None::<&Tensor>)
+        affine(hidden, weight, None)
     }
 
     /// The logits of the token after each position; see [`LanguageModel::hidden`].

@@ -2,7 +2,7 @@
 //! rotary positions (arXiv 2104.09864), grouped queries (arXiv 2305.13245), a SwiGLU MLP, no biases. Read from
 //! Hugging Face's safetensors with their config.json and from llama.cpp's GGUF with its metadata.
 
-use super::{causal_attention, check_shapes, split_heads};
+use super::{affine, causal_attention, check_shapes, split_heads};
 use crate::weights::Tensors;
 use crate::weights::gguf::{Metadata, Value};
 use anyhow::{Context, Result, bail, ensure};
@@ -128,7 +128,7 @@ impl Llama {
         let mut x = embeddings.shallow_clone();
         for block in 0..depth {
             let project = |x: &Tensor, part: &str| {
-                x.linear(&self.tensors[&format!("layers.{block}.{part}.weight")], None::<&Tensor>)
+                affine(x, &self.tensors[&format!("layers.{block}.{part}.weight")], None)
             };
             let normed = self.norm(&x, &format!("layers.{block}.input_layernorm"));
             let query = rotate(&split_heads(&project(&normed, "self_attn.q_proj"), heads), &cos, &sin);

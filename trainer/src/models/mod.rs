@@ -1,5 +1,6 @@
 //! Models, one a file. A model is its architecture; the weights are given to each call by name.
 
+pub mod affine;
 pub mod bert;
 pub mod clip_text;
 #[cfg(test)]
@@ -10,6 +11,8 @@ pub mod llama;
 pub mod mae;
 pub mod text;
 pub mod vit;
+
+pub use affine::affine;
 
 use crate::weights::Tensors;
 use anyhow::{Result, ensure};
@@ -56,7 +59,7 @@ fn lacking<'a>(
 
 /// x · weightᵀ + bias, by the name of the layer.
 fn linear(x: &Tensor, tensors: &Tensors, name: &str) -> Tensor {
-    x.linear(&tensors[&format!("{name}.weight")], Some(&tensors[&format!("{name}.bias")]))
+    affine(x, &tensors[&format!("{name}.weight")], Some(&tensors[&format!("{name}.bias")]))
 }
 
 /// LayerNorm over the last dimension, by the name of the layer.

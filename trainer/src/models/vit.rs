@@ -8,6 +8,7 @@ mod states;
 pub use config::{Activation, Known, PixelStatistics, VitConfig};
 pub use states::States;
 
+use super::affine;
 use crate::methods::{self, Norm, Pass, Start, Text};
 use crate::weights::Tensors;
 use causeway_protocol::{Method, Positions};
@@ -99,7 +100,7 @@ impl Vit {
     pub fn feature_of(&self, tensors: &Tensors, tokens: &Tensor) -> Tensor {
         let class = tokens.select(1, 0); // [batch, dim]
         match self.config.projection {
-            Some(_) => class.linear(&tensors["proj.weight"], None::<&Tensor>),
+            Some(_) => affine(&class, &tensors["proj.weight"], None),
             None => class,
         }
     }
@@ -346,12 +347,12 @@ pub(super) fn some_rows<'a>(
     rows: Range<i64>,
 ) -> Tensor {
     let part = |leaf: &str| at(&format!("{name}.{leaf}")).narrow(0, rows.start, rows.end - rows.start);
-    x.linear(&part("weight"), Some(&part("bias")))
+    affine(x, &part("weight"), Some(&part("bias")))
 }
 
 /// x·Wᵀ + b with the weight and bias of that name.
 pub(super) fn linear<'a>(x: &Tensor, at: &impl Fn(&str) -> &'a Tensor, name: &str) -> Tensor {
-    x.linear(at(&format!("{name}.weight")), Some(at(&format!("{name}.bias"))))
+    affine(x, at(&format!("{name}.weight")), Some(at(&format!("{name}.bias"))))
 }
 
 /// LayerNorm over the last dimension.

@@ -44,7 +44,10 @@ fn before_it_has_moved_it_embeds_as_the_frozen_one() {
     let tower = untrained.train(&mut |_, start| start.copy().set_requires_grad(true));
     let frozen = clip().embed(&CAPTIONS).unwrap();
     let all = tower.embed(&Tensor::from_slice(&[0i64, 1, 2, 3, 4])).unwrap();
-    assert!(bitwise_equal(&all.detach(), &frozen));
+    // With a gradient another library multiplies (`models::affine`).
+    assert!(all.allclose(&frozen, 1e-5, 1e-6, false));
+    let still = untrained.train(&mut |_, start| start.copy());
+    assert!(bitwise_equal(&still.embed(&Tensor::from_slice(&[0i64, 1, 2, 3, 4])).unwrap(), &frozen));
     let some = tower.embed(&Tensor::from_slice(&[4i64, 0, 4])).unwrap();
     let expected = frozen.index_select(0, &Tensor::from_slice(&[4i64, 0, 4]));
     // Groups of other sizes may round otherwise.

@@ -8,7 +8,7 @@ use super::store::{Features, Key, Partial, Store};
 use super::work::Work;
 use crate::data::dataset::Dataset;
 use crate::weights::interpolate::{Encoder, Line};
-use crate::weights::{is_finite, safetensors};
+use crate::weights::{is_finite, memory};
 use anyhow::{Context, Result, ensure};
 use causeway_protocol::{Alpha, Dtype, Evaluation, NumericsStamp};
 use std::collections::BTreeMap;
@@ -203,7 +203,7 @@ impl Extraction<'_> {
             for (row, partial) in behind.iter_mut().enumerate() {
                 let features = features.get(row as i64);
                 self.check_finite(&features, partial.key().alpha, batch)?;
-                partial.append(&safetensors::bytes_of(&features)?)?;
+                memory::with_bytes(&features, |bytes| partial.append(bytes))?;
             }
             Ok(())
         })

@@ -1,16 +1,19 @@
 //! Safetensors files. The crate's reader checks every offset; its writer keeps metadata in a hash map, whose order
 //! changes from run to run, so writing is done here: equal tensors make equal bytes, and so an equal sha256.
 
-use super::{Tensors, digest};
-use ::safetensors::{Dtype, SafeTensors};
+use super::{Tensors, digest, memory};
+use ::safetensors::Dtype;
+use ::safetensors::tensor::{Metadata, TensorInfo};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_protocol::BlobRef;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use std::sync::mpsc;
+use tch::{Kind, Tensor};
 
 /// What a safetensors file holds.
 #[derive(Debug)]
@@ -23,37 +26,73 @@ pub struct Contents {
     pub sha256: String,
 }
 
-/// Reads a whole file.
+/// Most bytes of a header; the format's own limit.
+const HEADER_MOST: u64 = 100_000_000;
+
+/// Reads a whole file, tensor by tensor: it is never in memory twice.
 ///
 /// # Errors
 /// A file that is missing, truncated or damaged, or a dtype that is not a float; each names the file.
 pub fn read(path: &Path) -> Result<Contents> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    parse(&bytes).with_context(|| {
-        format!("{} is not a sound safetensors file ({} bytes long)", path.display(), bytes.len())
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    let (length, file) = opened.with_context(|| format!("reading {}", path.display()))?;
+    parse(file, length)
+        .with_context(|| format!("{} is not a sound safetensors file ({length} bytes long)", path.display()))
+}
+
+/// `length` is the file's, in bytes.
+fn parse(mut file: impl Read, length: u64) -> Result<Contents> {
+    let mut first = [0; 8];
+    file.read_exact(&mut first).context("reading the length of its header")?;
+    let header_length = u64::from_le_bytes(first);
+    ensure!(
+        header_length <= HEADER_MOST && 8 + header_length <= length,
+        "its first eight bytes announce a header of {header_length} bytes"
+    );
+    let mut bytes = vec![0; usize::try_from(header_length)?];
+    file.read_exact(&mut bytes).context("reading its header")?;
+    let header: Metadata = serde_json::from_slice(&bytes).context("reading its header")?;
+    let end = 8 + header_length + header.data_len() as u64;
+    ensure!(end == length, "by its header it is {end} bytes long");
+    let mut hash = Sha256::new_with_prefix(first).chain_update(&bytes);
+    let mut tensors = Tensors::new();
+    // One thread reads while the other hashes what has been read.
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::channel::<Tensor>();
+        let hashing = scope.spawn(move || {
+            receive.iter().for_each(|tensor| memory::with_bytes(&tensor, |bytes| hash.update(bytes)));
+            causeway_protocol::hex(&hash.finalize())
+        });
+        // Checked by the crate: in this order one tensor begins where the one before ends, and each is as long as its shape
+        // says.
+        for name in header.offset_keys() {
+            let info = header.info(&name).context("a tensor without a place")?;
+            let (shape, kind) = shape_and_kind(info).with_context(|| name.clone())?;
+            let tensor = memory::filled(&shape, kind, |bytes| Ok(file.read_exact(bytes)?))
+                .with_context(|| format!("reading {name}"))?;
+            send.send(tensor.shallow_clone()).ok().context("hashing has ended")?;
+            // Widening is exact, but the file's values had been rounded: another θ0 with another digest.
+            let tensor = if kind == Kind::Int64 { tensor } else { tensor.f_to_kind(Kind::Float)? };
+            tensors.insert(name, tensor);
+        }
+        drop(send);
+        let sha256 = hashing.join().ok().context("hashing has failed")?;
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(Contents { tensors, metadata, sha256 })
     })
 }
 
-fn parse(bytes: &[u8]) -> Result<Contents> {
-    let (_, header) = SafeTensors::read_metadata(bytes)?;
-    let mut tensors = Tensors::new();
-    for (name, view) in SafeTensors::deserialize(bytes)?.iter() {
-        let kind = match view.dtype() {
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            // Position ids of old BERT exports; nothing that is computed with.
-            Dtype::I64 => Kind::Int64,
-            other => bail!("{name} has dtype {other:?}; only F32, F16 and BF16 weights are read"),
-        };
-        let shape = view.shape().iter().map(|size| Ok(i64::try_from(*size)?)).collect::<Result<Vec<_>>>()?;
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;
-        // Widening is exact, but the file's values had been rounded: another θ0 with another digest.
-        let tensor = if kind == Kind::Int64 { tensor } else { tensor.f_to_kind(Kind::Float)? };
-        tensors.insert(name, tensor);
-    }
-    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(Contents { tensors, metadata, sha256: causeway_protocol::sha256_hex(bytes) })
+fn shape_and_kind(info: &TensorInfo) -> Result<(Vec<i64>, Kind)> {
+    let kind = match info.dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        // Position ids of old BERT exports; nothing that is computed with.
+        Dtype::I64 => Kind::Int64,
+        other => bail!("it has dtype {other:?}; only F32, F16 and BF16 weights are read"),
+    };
+    let shape = info.shape.iter().map(|size| Ok(i64::try_from(*size)?)).collect::<Result<_>>()?;
+    Ok((shape, kind))
 }
 
 /// Writes `tensors` and `metadata` to `path`, whole or not at all: to a temporary name, fsynced, renamed, the folder
@@ -95,28 +134,12 @@ fn write_file(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String
     let mut writer = digest::HashingWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
     writer.write_all(&(header.len() as u64).to_le_bytes())?;
     writer.write_all(&header)?;
-    let mut values = Vec::new();
     for (_, tensor) in tensors.iter() {
-        read_into(tensor, &mut values)?;
-        writer.write_all(&values)?;
+        memory::with_bytes(tensor, |bytes| writer.write_all(bytes))?;
     }
     let (buffer, sha256, bytes) = writer.finish();
     buffer.into_inner()?.sync_all()?;
     Ok((sha256, bytes))
-}
-
-/// The values of a tensor, row by row, little-endian.
-pub fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    read_into(tensor, &mut bytes)?;
-    Ok(bytes)
-}
-
-/// The same, into a buffer that serves one tensor after the other: fresh memory for each costs more than the copying.
-pub fn read_into(tensor: &Tensor, bytes: &mut Vec<u8>) -> Result<()> {
-    const { assert!(cfg!(target_endian = "little"), "safetensors are little-endian") };
-    bytes.resize(tensor.numel() * tensor.kind().elt_size_in_bytes(), 0);
-    Ok(tensor.to_device(Device::Cpu).f_copy_data_u8(bytes, tensor.numel())?)
 }
 
 /// The name of a dtype in safetensors.

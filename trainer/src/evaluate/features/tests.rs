@@ -3,7 +3,7 @@
 use super::super::testing::{Fixture, alpha, line};
 use super::*;
 use crate::models::vit::Vit;
-use crate::weights::{bitwise_equal, kind};
+use crate::weights::{bitwise_equal, kind, safetensors};
 use anyhow::bail;
 use std::fs;
 
@@ -54,7 +54,7 @@ fn what_another_process_writes_is_waited_for_and_what_it_leaves_is_computed() {
     let fixture = Fixture::new(Dtype::F32);
     let (piece, alphas) = (whole(&fixture), [Alpha::ZERO, alpha(0.5), Alpha::ONE]);
     let (alone, _) = extract(&fixture, &fixture.store(), &piece, &alphas);
-    let bytes = safetensors::bytes_of(&alone[0]).unwrap();
+    let bytes = memory::with_bytes(&alone[0], <[u8]>::to_vec);
 
     // Another has begun θ0's and finishes them a little later.
     let other = Fixture { folder: tempfile::tempdir().unwrap(), ..Fixture::new(Dtype::F32) };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::models::vit::{Activation, tiny, tiny_clip};
 use crate::weights::interpolate::Line;
-use crate::weights::{Backbone, bitwise_equal};
+use crate::weights::{Backbone, bitwise_equal, memory};
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -225,7 +225,7 @@ fn save(path: &Path, tensors: &Tensors, torchscript: bool) {
         ];
         pickle.extend(parts.concat());
         zip.start_file(format!("a/data/{at}"), stored).unwrap();
-        zip.write_all(&safetensors::bytes_of(tensor).unwrap()).unwrap();
+        memory::with_bytes(tensor, |bytes| zip.write_all(bytes)).unwrap();
     }
     pickle.extend(if torchscript { &b"b."[..] } else { b"." });
     zip.start_file("a/data.pkl", stored).unwrap();

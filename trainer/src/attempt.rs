@@ -46,11 +46,13 @@ pub const FEATURES: &str = "features";
 
 /// Set for the process unless its starter's environment says otherwise.
 ///
-/// Threads that wait for work sleep instead of spinning: alone on a machine that costs nothing, beside other processes
-/// spinning halves the speed. And glibc keeps freed memory: activations come and go many times a second, megabytes each,
+/// Threads that wait for work sleep instead of spinning: beside other processes, spinning halves the speed. But a sleeper
+/// takes long to wake, most of all on a virtual machine, so they look a thousand times first: a sweep in bf16
+/// takes 7 % less alone, and two on the same cores 5 % more each. And glibc keeps freed memory: activations come and go many times a second, megabytes each,
 /// and memory that was given back is cleared and mapped anew page by page. 32 MiB is the most that it takes from the heap.
-pub const PROCESS_ENVIRONMENT: [(&str, &str); 3] = [
+pub const PROCESS_ENVIRONMENT: [(&str, &str); 4] = [
     ("OMP_WAIT_POLICY", "PASSIVE"),
+    ("GOMP_SPINCOUNT", "1000"),
     ("MALLOC_MMAP_THRESHOLD_", "33554432"),
     ("MALLOC_TRIM_THRESHOLD_", "9223372036854775807"),
 ];

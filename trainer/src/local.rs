@@ -23,6 +23,8 @@ use uuid::Uuid;
 
 /// What a finished run leaves beside journal and checkpoint.
 const SUMMARY: &str = "summary.json";
+/// How often the attempt is looked at.
+const POLL: Duration = Duration::from_millis(20);
 /// Journal lines read at once.
 const LINES: usize = 1000;
 
@@ -218,7 +220,7 @@ impl Local {
             }
             match status {
                 Some(status) => break status,
-                None => std::thread::sleep(Duration::from_millis(200)),
+                None => std::thread::sleep(POLL),
             }
         };
         bar.finish_and_clear();

@@ -30,7 +30,7 @@ const ENVIRONMENT: [&str; 8] = [
     "NVIDIA_VISIBLE_DEVICES",
 ];
 /// Prefixes of the variables that set the number of threads and their places.
-const ENVIRONMENT_PREFIXES: [&str; 4] = ["OMP_", "MKL_", "KMP_", "MALLOC_"];
+const ENVIRONMENT_PREFIXES: [&str; 5] = ["OMP_", "GOMP_", "MKL_", "KMP_", "MALLOC_"];
 
 /// How often a process that is not our child is looked at.
 const POLL: Duration = Duration::from_millis(200);

@@ -198,8 +198,11 @@ pub struct PointRecord {
 /// What computed a number. Equal stamps promise equal bits.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct NumericsStamp {
-    /// `cpu`, or the GPU's model.
+    /// The GPU's model, or the processor's with its family and model number: what decides which kernels compute.
     pub device: String,
+    /// Version of the trainer.
+    #[serde(default)]
+    pub version: String,
     /// Version of libtorch.
     pub libtorch: String,
     /// Intra-op threads.

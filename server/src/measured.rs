@@ -335,8 +335,9 @@ fn both(left: &Hits, right: &Hits) -> u32 {
 pub fn stamp_words(stamp: &serde_json::Value) -> String {
     let Ok(stamp) = NumericsStamp::deserialize(stamp) else { return "unknown".to_owned() };
     format!(
-        "{} · libtorch {} · {} · batch {}",
+        "{} · trainer {} · libtorch {} · {} · batch {}",
         stamp.device,
+        if stamp.version.is_empty() { "unknown" } else { &stamp.version },
         stamp.libtorch,
         if stamp.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", stamp.threads) },
         stamp.batch_size

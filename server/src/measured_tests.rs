@@ -31,7 +31,7 @@ fn curve(dataset: &Dataset, run: u128, right: [usize; 2], threads: [u32; 2]) -> 
             mean_per_class: None,
             correct_per_class: None,
             hits: Hits::from_flags(&(0..n).map(|query| query < right).collect::<Vec<_>>()),
-            stamp: json!({"device": "cpu", "libtorch": "2.11.0", "threads": threads, "batch_size": 32}),
+            stamp: json!({"device": "cpu", "version": "0.1.0", "libtorch": "2.11.0", "threads": threads, "batch_size": 32}),
         });
     Curve {
         run_id: Uuid::from_u128(run),
@@ -130,8 +130,8 @@ fn stamps_are_counted_by_point_and_the_shared_backbone_once() {
     assert_eq!(
         told,
         [
-            ("cpu · libtorch 2.11.0 · 2 threads · batch 32", 2),
-            ("cpu · libtorch 2.11.0 · 4 threads · batch 32", 1)
+            ("cpu · trainer 0.1.0 · libtorch 2.11.0 · 2 threads · batch 32", 2),
+            ("cpu · trainer 0.1.0 · libtorch 2.11.0 · 4 threads · batch 32", 1)
         ]
     );
     assert_eq!(found.input.variants[0].seeds[1].scores[0][&Alpha::ONE].stamp, 1);

@@ -231,7 +231,7 @@ async fn the_points_of_a_refinement_are_the_runs_and_its_next_attempt_is_told_wh
                          "queries_per_class": [10]});
     // Eight of ten are right, whichever half is asked.
     let hits = Hits::from_flags(&[true, true, true, true, true, true, true, true, false, false]);
-    let stamp = json!({"device": "cpu", "libtorch": "l", "threads": 1, "batch_size": 8});
+    let stamp = json!({"device": "cpu", "version": "0", "libtorch": "l", "threads": 1, "batch_size": 8});
     let point = |alpha: f64| {
         json!({"event": "point", "backbone": "b0", "checkpoint": (alpha > 0.0).then_some("c0"), "dataset": "d0",
                "protocol": protocol, "alpha": alpha, "n": 10, "correct": 8, "correct_top5": 10,

@@ -80,8 +80,8 @@ pub fn reports(names: &[String]) -> Vec<DeviceReport> {
     names.iter().map(report).collect()
 }
 
-/// What numbers are stamped with, `cpu` or the GPU's model: slots of one kind compute the same bits, and what one of them has
-/// computed is there for all. A GPU that the management library does not tell keeps its name.
+/// `cpu` or the GPU's model, whatever the slot: those of one kind compute the same bits, and what one of them has computed is
+/// there for all. A GPU that the management library does not tell keeps its name.
 pub fn kind(name: &str) -> String {
     if name.starts_with("cpu") {
         return "cpu".to_owned();
@@ -139,7 +139,10 @@ mod tests {
     fn slots_of_one_kind_have_one_stamp() {
         let stamp = |device| environment::stamp(&environment::environment(device, 1), 32);
         assert_eq!(stamp("cpu:0"), stamp("cpu:1"));
-        assert_eq!((stamp("cpu").device.as_str(), stamp("cpu:1").device.as_str()), ("cpu", "cpu"));
+        assert_eq!((kind("cpu").as_str(), kind("cpu:1").as_str()), ("cpu", "cpu"));
+        // Of processors, one name is not enough.
+        assert_eq!(stamp("cpu").device, environment::processor());
+        assert!(environment::processor().starts_with(&cpu_model()));
     }
 
     #[test]

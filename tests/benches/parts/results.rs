@@ -99,7 +99,7 @@ fn journal(
     let evaluation: Evaluation = serde_json::from_value(held.grant["spec"]["evaluation"].clone())?;
     let environment = json!({"version": "0", "commit": "0", "libtorch": "0", "host": "here", "device": "cpu", "cpu": "none",
                              "threads": 1});
-    let stamp = json!({"device": "cpu", "libtorch": "0", "threads": 1, "batch_size": 8});
+    let stamp = json!({"device": "cpu", "version": "0", "libtorch": "0", "threads": 1, "batch_size": 8});
     let checkpoint = &blob["sha256"];
     let mut events = vec![
         json!({"event": "started", "environment": environment, "phase": "train", "resumed_step": 0}),

@@ -266,7 +266,7 @@ pub fn whole_curve(held: &Held) -> Result<Vec<Value>> {
     let evaluation: Evaluation = serde_json::from_value(held.grant["spec"]["evaluation"].clone())?;
     let protocol = &evaluation.protocols()[0];
     let hits = Hits::from_flags(&[true, true, true, true, true, true, true, true, false, false]);
-    let stamp = json!({"device": "cpu", "libtorch": "l", "threads": 1, "batch_size": 8});
+    let stamp = json!({"device": "cpu", "version": "0", "libtorch": "l", "threads": 1, "batch_size": 8});
     let mut events = vec![
         json!({"event": "backbone", "digest": "b0", "parameters": 1, "trainable": 1}),
         json!({"event": "dataset", "asset": "shapes", "digest": "d0", "title": "Shapes", "licence": "CC0-1.0",

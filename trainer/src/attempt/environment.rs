@@ -19,22 +19,24 @@ pub fn environment(device: &str, threads: u32) -> Environment {
         libtorch: LIBTORCH.to_owned(),
         host: host(),
         device: device::kind(device),
-        cpu: cpu_model(),
+        cpu: processor(),
         threads,
     }
 }
 
 /// What computes the numbers of a sweep.
 pub fn stamp(environment: &Environment, batch_size: u32) -> NumericsStamp {
+    let device = if environment.device == "cpu" { &environment.cpu } else { &environment.device };
     NumericsStamp {
-        device: environment.device.clone(),
+        device: device.clone(),
+        version: environment.version.clone(),
         libtorch: environment.libtorch.clone(),
         threads: environment.threads,
         batch_size,
     }
 }
 
-/// What a stamp does not tell: the program, and the processor, whose instructions decide which kernels compute.
+/// What features are kept under besides a stamp: the build, and the processor that feeds a GPU.
 pub fn made_by(environment: &Environment) -> String {
     format!("causeway-trainer {} ({}) on {}", environment.version, environment.commit, environment.cpu)
 }
@@ -45,11 +47,26 @@ pub fn host() -> String {
     if name.trim().is_empty() { "unknown".to_owned() } else { name.trim().to_owned() }
 }
 
-/// What this machine computes with.
+/// What this machine computes with, as its maker calls it.
 pub fn cpu_model() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+    cpu_field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// The same, told apart from other generations that a virtual machine gives one name.
+pub fn processor() -> String {
+    match (cpu_field("cpu family"), cpu_field("model")) {
+        (Some(family), Some(model)) => format!("{}, family {family} model {model}", cpu_model()),
+        _ => cpu_model(),
+    }
+}
+
+/// What /proc/cpuinfo says of the first processor.
+fn cpu_field(name: &str) -> Option<String> {
+    let info = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let of = |line: &str| {
+        line.split_once(':').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+    };
+    info.lines().filter_map(of).find_map(|(field, value)| (field == name).then_some(value))
 }
 
 /// Threads that this machine can run at once.

@@ -41,8 +41,13 @@ impl Fixture {
             "alphas": [0, 0.1, 0.3, 1], "k": [1, 5], "image_size": 28, "dtype": dtype, "batch_size": 8
         });
         let evaluation = serde_json::from_value(evaluation).unwrap();
-        let stamp =
-            NumericsStamp { device: "cpu".into(), libtorch: "test".into(), threads: 1, batch_size: 8 };
+        let stamp = NumericsStamp {
+            device: "cpu".into(),
+            version: "0".into(),
+            libtorch: "test".into(),
+            threads: 1,
+            batch_size: 8,
+        };
         Fixture { backbone, line, datasets, evaluation, stamp, folder: tempfile::tempdir().unwrap() }
     }
 

@@ -47,7 +47,13 @@ fn compare(
     folder: &Path,
 ) -> Result<SimilarityReport> {
     let mut told = (0, 0);
-    let stamp = NumericsStamp { device: "cpu".into(), libtorch: "2".into(), threads: 1, batch_size: 5 };
+    let stamp = NumericsStamp {
+        device: "cpu".into(),
+        version: "0".into(),
+        libtorch: "2".into(),
+        threads: 1,
+        batch_size: 5,
+    };
     let report = Similarity {
         asked,
         evaluation: &evaluation(),

@@ -4,7 +4,13 @@ use super::*;
 use std::time::Duration;
 
 fn key(dataset: &str) -> Key {
-    let stamp = NumericsStamp { device: "cpu".into(), libtorch: "test".into(), threads: 1, batch_size: 2 };
+    let stamp = NumericsStamp {
+        device: "cpu".into(),
+        version: "0".into(),
+        libtorch: "test".into(),
+        threads: 1,
+        batch_size: 2,
+    };
     Key {
         backbone: "θ0".into(),
         checkpoint: None,

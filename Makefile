@@ -43,8 +43,8 @@ lint:
 
 bench:
 	@$(INSTALL) build data
-	@cd $(ROOT) && cargo build --release -p causeway-server -p causeway-trainer && cargo bench -p causeway-tests \
-		&& cargo bench -p causeway-trainer --bench causeway-knn
+	@cd $(ROOT) && cargo build --release --workspace --bins && cargo bench --workspace --bench causeway-bench \
+		&& cargo bench --workspace --bench causeway-knn
 
 chaos:
 	@$(INSTALL) build data

@@ -15,33 +15,72 @@ pub const HALF_LIFE: f64 = 7.0 * 86_400.0;
 /// Workers on which a run has left something, at most.
 const WARM_MAX: i64 = 3;
 
+/// A lease, as far as decisions go.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Its id.
+    pub id: Uuid,
+    /// The run that is worked on.
+    pub run: Uuid,
+    /// Who does.
+    pub worker: Uuid,
+    /// Since when.
+    pub assigned_at: OffsetDateTime,
+    /// When it runs out unless renewed.
+    pub expires_at: OffsetDateTime,
+    /// When the run is past its limit, if it has one.
+    pub ends_at: Option<OffsetDateTime>,
+}
+
+/// All leases. A pass looks once: every lease that ended leaves a dead row, and while any session holds an old snapshot none
+/// of them can be cleared away, so each look goes past all of them.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn leases(conn: &mut PgConnection) -> Result<Vec<Lease>> {
+    let leases = sqlx::query_as!(
+        Lease,
+        "select id, run_id as run, worker_id as worker, assigned_at, expires_at, ends_at from lease order by run_id, rank"
+    );
+    Ok(leases.fetch_all(conn).await?)
+}
+
 /// The workers heard of within a lease, and their devices. `suspect` ones keep what they have and get nothing new.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn hosts(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Vec<Host>> {
+pub async fn hosts(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    lease_seconds: f64,
+    leases: &[Lease],
+) -> Result<Vec<Host>> {
     let suspect = super::suspect_seconds(lease_seconds);
+    let at_work: Vec<Uuid> = leases.iter().map(|lease| lease.worker).collect();
     let workers = sqlx::query!(
         r#"select w.id, w.labels, w.assets as "assets: Json<Vec<AssetSummary>>",
                   p.seen_at > $1::timestamptz - make_interval(secs => $2) and not w.draining and not w.drained as "accepting!"
            from worker w join worker_pulse p on p.worker_id = w.id
-           where p.seen_at > $1::timestamptz - make_interval(secs => $3) or exists (select from lease l where l.worker_id = w.id)
+           where p.seen_at > $1::timestamptz - make_interval(secs => $3) or w.id = any($4)
            order by w.registered_at, w.id"#,
         now,
         suspect,
         lease_seconds,
+        &at_work,
     )
     .fetch_all(&mut *conn)
     .await?;
     let devices = sqlx::query!(
-        r#"select d.worker_id, d.name, d.memory, l.run_id as "run_id?" from device d left join lease l on l.id = d.lease_id
-           order by d.worker_id, d.ordinal, d.name"#
+        "select worker_id, name, memory, lease_id from device order by worker_id, ordinal, name"
     )
     .fetch_all(&mut *conn)
     .await?;
+    let runs: HashMap<Uuid, Uuid> = leases.iter().map(|lease| (lease.id, lease.run)).collect();
     let mut of_worker: HashMap<Uuid, Vec<Device>> = HashMap::new();
     for row in devices {
-        let device = Device { name: row.name, memory: row.memory, held_by: row.run_id };
+        // Lent since the leases were read, which only happens to one who does not decide: held, by a run not known here.
+        let held_by = row.lease_id.map(|lease| runs.get(&lease).copied().unwrap_or(lease));
+        let device = Device { name: row.name, memory: row.memory, held_by };
         of_worker.entry(row.worker_id).or_default().push(device);
     }
     let hosts = workers.into_iter().map(|row| Host {
@@ -58,25 +97,35 @@ pub async fn hosts(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: 
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn read(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Cluster> {
-    let hosts = hosts(conn, now, lease_seconds).await?;
-    // The state, which is known, has the database look among the running ones and not among all there ever were.
+pub async fn read(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    lease_seconds: f64,
+    leases: &[Lease],
+) -> Result<Cluster> {
+    let hosts = hosts(conn, now, lease_seconds, leases).await?;
+    let of_run: HashMap<Uuid, &Lease> = leases.iter().map(|lease| (lease.run, lease)).collect();
+    let held: Vec<Uuid> = of_run.keys().copied().collect();
     let running = sqlx::query!(
-        r#"select distinct on (r.id) r.id, r.project_id, coalesce(r.submitted_by, $1) as "user!", r.priority,
-                  r.yield_for is not null or r.cancel_requested as "yielding!", l.assigned_at, l.ends_at
-           from lease l join run r on r.id = l.run_id and r.state = 'running' order by r.id"#,
-        Uuid::nil()
+        r#"select id, project_id, coalesce(submitted_by, $1) as "user!", priority,
+                  yield_for is not null or cancel_requested as "yielding!"
+           from run where id = any($2) and state = 'running' order by id"#,
+        Uuid::nil(),
+        &held
     )
     .fetch_all(&mut *conn)
     .await?;
-    let running = running.into_iter().map(|row| Running {
-        run: row.id,
-        project: row.project_id,
-        user: row.user,
-        priority: row.priority,
-        started: seconds(row.assigned_at),
-        ends: row.ends_at.map(seconds),
-        yielding: row.yielding,
+    let running = running.into_iter().filter_map(|row| {
+        let lease = of_run.get(&row.id)?;
+        Some(Running {
+            run: row.id,
+            project: row.project_id,
+            user: row.user,
+            priority: row.priority,
+            started: seconds(lease.assigned_at),
+            ends: lease.ends_at.map(seconds),
+            yielding: row.yielding,
+        })
     });
     let running = running.collect();
     Ok(Cluster { now: seconds(now), hosts, running, projects: projects(conn, now).await? })

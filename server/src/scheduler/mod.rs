@@ -103,15 +103,19 @@ pub struct Done {
 /// # Errors
 /// If the database does not answer.
 pub async fn step(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<Done> {
-    let rescued = rescue::expired(conn, now, lease_seconds).await?;
-    let late = rescue::past_limit(conn, now).await?;
+    let mut leases = cluster::leases(conn).await?;
+    let rescued = rescue::expired(conn, now, lease_seconds, &leases).await?;
+    let late = rescue::past_limit(conn, now, &leases).await?;
     let settled = dependencies::settle(conn).await?;
     let waiting = cluster::waiting(conn, now).await?;
     assign::count_use(conn, now).await?;
     if waiting.is_empty() {
         return Ok(Done { workers: Vec::new(), others: rescued || late || settled });
     }
-    let mut cluster = cluster::read(conn, now, lease_seconds).await?;
+    if rescued || late {
+        leases = cluster::leases(conn).await?;
+    }
+    let mut cluster = cluster::read(conn, now, lease_seconds, &leases).await?;
     let plan = plan::plan(&mut cluster, &waiting);
     assign::start(conn, &plan.starts, now, lease_seconds).await?;
     for one in &plan.yields {

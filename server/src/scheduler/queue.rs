@@ -153,7 +153,8 @@ async fn turns(app: &App) -> Result<Turns> {
     let mut conn = app.pool.acquire().await?;
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *conn).await?;
     let waiting = cluster::waiting(&mut conn, now).await?;
-    let mut cluster = cluster::read(&mut conn, now, app.lease_seconds).await?;
+    let leases = cluster::leases(&mut conn).await?;
+    let mut cluster = cluster::read(&mut conn, now, app.lease_seconds, &leases).await?;
     let whys = plan::plan(&mut cluster, &waiting).whys;
     Ok(whys.into_iter().enumerate().map(|(rank, (run, why))| (run, (rank, why))).collect())
 }
@@ -173,7 +174,8 @@ pub async fn why_waiting(app: &App, run: Uuid) -> Result<Option<String>> {
 /// The field and what the largest has.
 pub async fn refuse_impossible(conn: &mut PgConnection, spec: &Spec, lease_seconds: f64) -> Result<()> {
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *conn).await?;
-    let mut hosts = cluster::hosts(conn, now, lease_seconds).await?;
+    let leases = cluster::leases(conn).await?;
+    let mut hosts = cluster::hosts(conn, now, lease_seconds, &leases).await?;
     for host in &mut hosts {
         host.accepting = true; // a worker that drains or is silent may come back
     }

@@ -1,5 +1,6 @@
 //! What is taken back: leases that ran out, and runs that did not yield in time or are past their limit.
 
+use super::cluster::Lease;
 use super::retry::{Cause, Standing};
 use crate::{Result, runs};
 use causeway_protocol::RunState;
@@ -48,15 +49,34 @@ pub async fn end_attempt(conn: &mut PgConnection, attempt: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Takes back the leases that ran out; true if there were any. A worker of several that goes silent ends the attempt on
-/// all.
-pub async fn expired(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds: f64) -> Result<bool> {
+/// Takes back those of the leases that ran out or whose run did not yield in time; true if there were any. A worker of several
+/// that goes silent ends the attempt on all.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn expired(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    lease_seconds: f64,
+    leases: &[Lease],
+) -> Result<bool> {
+    let overdue =
+        sqlx::query_scalar!("select id from run where yield_for is not null and yield_by < $1", now)
+            .fetch_all(&mut *conn)
+            .await?;
+    let ran_out = leases.iter().filter(|lease| lease.expires_at < now || overdue.contains(&lease.run));
+    let ran_out: Vec<Uuid> = ran_out.map(|lease| lease.id).collect();
+    if ran_out.is_empty() {
+        return Ok(false);
+    }
+    // Once more under a lock: a heartbeat may have come.
     let expired = sqlx::query!(
         r#"select l.run_id, l.attempt_id, l.delivered, w.name as worker, r.yield_by < $1 as "overdue?"
            from lease l join run r on r.id = l.run_id join worker w on w.id = l.worker_id
-           where l.expires_at < $1 or l.run_id in (select id from run where yield_for is not null and yield_by < $1)
+           where l.id = any($2) and (l.expires_at < $1 or r.yield_for is not null and r.yield_by < $1)
            order by l.attempt_id, l.delivered desc, l.rank for update of l"#,
-        now
+        now,
+        &ran_out
     )
     .fetch_all(&mut *conn)
     .await?;
@@ -94,15 +114,21 @@ pub async fn expired(conn: &mut PgConnection, now: OffsetDateTime, lease_seconds
     Ok(!expired.is_empty())
 }
 
-/// Fails the runs that have taken longer than they said; true if there were any.
+/// Fails the runs of those leases that have taken longer than they said; true if there were any.
 ///
 /// # Errors
 /// If the database does not answer.
-pub async fn past_limit(conn: &mut PgConnection, now: OffsetDateTime) -> Result<bool> {
+pub async fn past_limit(conn: &mut PgConnection, now: OffsetDateTime, leases: &[Lease]) -> Result<bool> {
+    let late = leases.iter().filter(|lease| lease.ends_at.is_some_and(|ends| ends < now));
+    let late: Vec<Uuid> = late.map(|lease| lease.id).collect();
+    if late.is_empty() {
+        return Ok(false);
+    }
+    // Those that were not taken back a moment ago.
     let rows = sqlx::query!(
         r#"select distinct on (r.id) r.id, r.limit_seconds as "limit!", l.attempt_id as attempt
-           from lease l join run r on r.id = l.run_id where l.ends_at < $1 order by r.id"#,
-        now
+           from lease l join run r on r.id = l.run_id where l.id = any($1) order by r.id"#,
+        &late
     )
     .fetch_all(&mut *conn)
     .await?;

@@ -158,6 +158,11 @@ impl Spec {
         }
     }
 
+    /// The name of a run that is given none.
+    pub fn usual_name(&self) -> String {
+        format!("{} seed {}", self.trained(), self.seed)
+    }
+
     /// Labels that its workers must have.
     pub fn labels(&self) -> Vec<String> {
         let commands = (self.kind == Kind::Command).then(|| COMMANDS_LABEL.to_owned());

@@ -42,7 +42,7 @@ pub fn parse_spec(document: serde_json::Value) -> Result<Spec, Vec<Problem>> {
         }]
     })?;
     if spec.name.is_empty() {
-        spec.name = format!("{} seed {}", spec.trained(), spec.seed);
+        spec.name = spec.usual_name();
     }
     let image_size = spec.training.as_ref().map_or(0, |training| training.image_size);
     if let Some(method) = &mut spec.method {

@@ -302,7 +302,12 @@ async fn a_run_is_moved_to_the_front_and_done_again() -> Result<()> {
     assert_eq!(clone.status(), StatusCode::CREATED);
     let clone: Value = clone.json().await?;
     assert_eq!((&clone["spec"]["seed"], &clone["spec"]["training"]["steps"]), (&json!(7), &json!(20)));
-    assert_eq!(clone["made_from"], first);
+    assert_eq!((&clone["made_from"], &clone["name"]), (&json!(first), &json!("adapter seed 7")));
+    let renamed = json!({"changes": {"name": "mine"}});
+    let named = server.user(Method::POST, &format!("/runs/{first}/clone"))?.json(&renamed).send().await?;
+    let named = named.json::<Value>().await?["id"].as_str().context("id")?.to_owned();
+    let again = server.user(Method::POST, &format!("/runs/{named}/clone"))?.json(&changed).send().await?;
+    assert_eq!(again.json::<Value>().await?["name"], "mine", "a name that somebody gave stays");
     let body = json!({"runs": [first, second]});
     let cancelled = server.user(Method::POST, "/runs/cancel")?.json(&body).send().await?;
     assert_eq!(cancelled.json::<Value>().await?["cancelled"], 2);

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use causeway_protocol::{RunState, parse_spec};
+use causeway_protocol::{RunState, Spec, parse_spec};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use utoipa::ToSchema;
@@ -260,6 +260,11 @@ pub async fn submit_again(app: &App, token: Uuid, id: Uuid, changes: &serde_json
         return Err(Error::Conflict("this run is a part of another: do that one again".into()));
     }
     let mut document = row.spec;
+    // A name that nobody gave tells the seed and the method, which may be what changes.
+    let unnamed = Spec::deserialize(&document).is_ok_and(|spec| spec.name == spec.usual_name());
+    if let Some(fields) = document.as_object_mut().filter(|_| unnamed) {
+        fields.remove("name");
+    }
     merge(&mut document, changes);
     let spec = parse_spec(document).map_err(Error::Invalid)?;
     let mut tx = app.pool.begin().await?;

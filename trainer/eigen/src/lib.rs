@@ -1,6 +1,6 @@
 //! Squared singular values by way of the Gram matrix: faer's product of one triangle, faer's reduction to tridiagonal form,
-//! which reads the matrix once a step where LAPACK's reads it twice, and the eigenvalues of that without square roots, four
-//! times as fast as faer's own. A crate of its own because it has to be compiled as one unit: spread over several, and
+//! which reads the matrix once a step where LAPACK's reads it twice, and the eigenvalues of that without square roots, more
+//! than twice as fast as faer's own. A crate of its own because it has to be compiled as one unit: spread over several, and
 //! without link-time optimisation, faer's kernels are not inlined and take 3.6 times as long.
 
 mod tridiagonal;

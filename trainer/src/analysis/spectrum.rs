@@ -41,10 +41,10 @@ pub fn count(shape: &[i64]) -> Option<i64> {
 /// The eigenvalues of a layer in ascending order.
 ///
 /// # Shapes
-/// `weight` f32 [rows, columns] or [out, in, height, width]
+/// `weight` [rows, columns] or [out, in, height, width], f32 or less
 ///
 /// # Errors
-/// Values that are not finite or not f32, or a decomposition that does not converge.
+/// Values that are not finite, or a decomposition that does not converge.
 pub fn eigenvalues(weight: &Tensor, route: Route) -> Result<Vec<f64>> {
     Room::default().eigenvalues(weight, route)
 }
@@ -69,6 +69,7 @@ impl Room {
             }
             ref other => anyhow::bail!("its shape is {other:?}; a layer is a matrix or a convolution"),
         }; // [slices, rows, columns]
+        let slices = slices.to_kind(Kind::Float); // a line's arithmetic may be less
         self.given.resize(slices.numel(), 0.0);
         slices.f_copy_data(&mut self.given, slices.numel())?;
         self.numbers.clear();

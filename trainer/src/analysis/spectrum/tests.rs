@@ -79,6 +79,17 @@ fn the_gram_matrix_gives_the_squares_of_the_singular_values() {
 }
 
 #[test]
+fn the_weights_of_a_line_in_another_arithmetic_are_widened() {
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let weight = matrix(7, 40, 24, 5).to_kind(kind);
+        let widened = weight.to_kind(Kind::Float);
+        for route in [Route::Gram, Route::Svd] {
+            assert_eq!(eigenvalues(&weight, route).unwrap(), eigenvalues(&widened, route).unwrap());
+        }
+    }
+}
+
+#[test]
 fn where_rounding_could_reach_the_fit_singular_values_are_taken() {
     // A direction of length 1e6 beside one of 1e-2: λ = 1e12 and 1e-4, and ε·1e12 = 2e-4.
     let turned = Tensor::from_slice(&[0.6f64, 0.8, -0.8, 0.6]).reshape([2, 2]);

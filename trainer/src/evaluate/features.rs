@@ -58,7 +58,7 @@ pub struct Extraction<'a> {
     pub evaluation: &'a Evaluation,
     /// What computes.
     pub stamp: &'a NumericsStamp,
-    /// The program and the processor.
+    /// The build and the processor.
     pub made_by: &'a str,
     /// Where features are kept.
     pub store: &'a Store,

@@ -61,7 +61,7 @@ pub struct Key {
     pub features: String,
     /// What computed.
     pub stamp: NumericsStamp,
-    /// The program and the processor: a stamp does not tell them apart.
+    /// The build and the processor: a stamp tells the version, and of a GPU not the processor that feeds it.
     pub made_by: String,
     /// The first image, a multiple of the stamp's batch.
     pub from: usize,

@@ -67,7 +67,7 @@ pub struct Sweep<'a> {
     pub known: &'a [KnownPoint],
     /// What computes.
     pub stamp: NumericsStamp,
-    /// The program and the processor, which features are kept under too.
+    /// The build and the processor, which features are kept under too.
     pub made_by: String,
     /// Where features are kept.
     pub store: &'a Store,

@@ -84,8 +84,10 @@ mod tests {
 
     fn near(found: &Tensor, expected: &Tensor) {
         assert_eq!((found.size(), found.kind()), (expected.size(), expected.kind()));
-        let apart = (found - expected).abs().max().double_value(&[]);
-        assert!(apart < 1e-4, "{apart}");
+        if found.numel() > 0 {
+            let apart = (found - expected).abs().max().double_value(&[]);
+            assert!(apart < 1e-4, "{apart}");
+        }
     }
 
     #[test]
@@ -96,10 +98,7 @@ mod tests {
             let x = random(shape);
             for bias in [None, Some(&bias)] {
                 let found = by_onednn(&x, &weight, bias).expect("oneDNN takes f32");
-                near(&(&found - x.linear(&weight, bias)).sum(Kind::Float), &Tensor::from(0f32));
-                if x.numel() > 0 {
-                    near(&found, &x.linear(&weight, bias));
-                }
+                near(&found, &x.linear(&weight, bias));
             }
         }
         // Views: some rows of a weight, one token of many, a transposed batch.
@@ -130,16 +129,20 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_it_is_rounded_once_and_other_arithmetic_is_libtorchs() {
+    fn in_bf16_it_is_rounded_once_where_the_processor_has_it_and_other_arithmetic_is_libtorchs() {
         let (x, weight, bias) = (random(&[3, 5, 64]), random(&[4, 64]), random(&[4]));
         let [x, weight, bias] = [x, weight, bias].map(|tensor| tensor.to_kind(Kind::BFloat16));
         let found = affine(&x, &weight, Some(&bias));
         let exact =
             x.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), Some(&bias.to_kind(Kind::Double)));
-        // Half a step of bf16, which has eight bits, and f32's rounding of the sums.
-        let apart = (found.to_kind(Kind::Double) - &exact).abs() - exact.abs() * (1.0 / 256.0 + 1e-4);
         assert_eq!(found.kind(), Kind::BFloat16);
-        assert!(apart.max().double_value(&[]) < 1e-5, "{apart}");
+        if multiplies(Kind::BFloat16) {
+            // Half a step of bf16, which has eight bits, and f32's rounding of the sums.
+            let apart = (found.to_kind(Kind::Double) - &exact).abs() - exact.abs() * (1.0 / 256.0 + 1e-4);
+            assert!(apart.max().double_value(&[]) < 1e-5, "{apart}");
+        } else {
+            assert_eq!(found, x.linear(&weight, Some(&bias)));
+        }
         let (x, weight) = (x.to_kind(Kind::Double), weight.to_kind(Kind::Double));
         assert_eq!(affine(&x, &weight, None), x.linear(&weight, None::<&Tensor>));
     }
